@@ -1,0 +1,71 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["pika~=1.4"]
+# ///
+"""Send one task to the queue "task_queue"; each dot in it will be a second of work.
+
+    python part_2/new_task.py A task of three seconds...
+
+part_2/worker.py does it. Without words the task is "Hello World!".
+"""
+
+import os
+import signal
+import socket
+import ssl
+import sys
+from argparse import ArgumentParser, RawTextHelpFormatter
+
+import pika
+from pika.adapters.utils.connection_workflow import AMQPConnectorException
+from pika.exceptions import AMQPConnectionError, AMQPError
+
+RABBITMQ_URL = os.environ.get("RABBITMQ_URL") or "amqp://guest:guest@localhost:5672/%2F"
+# What a connection that fails or is lost may raise.
+CONNECTION_ERRORS = (AMQPConnectionError, AMQPConnectorException, socket.gaierror, ssl.SSLError)
+QUEUE = "task_queue"
+
+
+def send(task: str) -> None:
+    """Send the task to the queue, and return once RabbitMQ has taken responsibility for it."""
+    parameters = pika.URLParameters(RABBITMQ_URL)
+    # RabbitMQ blocks publishers while it is short of memory or disk: wait for so long, not for ever.
+    parameters.blocked_connection_timeout = parameters.blocked_connection_timeout or 30  # seconds
+    with pika.BlockingConnection(parameters) as connection:
+        channel = connection.channel()
+        channel.confirm_delivery()  # from here on basic_publish waits for RabbitMQ's answer
+        channel.queue_declare(queue=QUEUE, durable=True)
+        channel.basic_publish(
+            exchange="",
+            routing_key=QUEUE,
+            body=os.fsencode(task),
+            properties=pika.BasicProperties(delivery_mode=pika.DeliveryMode.Persistent),
+            mandatory=True,  # an error, rather than a task lost, should the queue be gone
+        )
+        print(f" [x] Sent {task!r}", flush=True)
+
+
+def main() -> None:
+    """Run from a command line: its arguments, Ctrl+C, and one clear line where it fails."""
+    parser = ArgumentParser(description=__doc__, formatter_class=RawTextHelpFormatter)
+    parser.add_argument("words", nargs="*", default=["Hello World!"], help="the task")
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM ends it as Ctrl+C does
+    try:
+        pika.URLParameters(RABBITMQ_URL).host.encode("idna")
+    except (ValueError, TypeError, LookupError, SyntaxError, OSError):  # may quote the password
+        sys.exit(" [!] RABBITMQ_URL is malformed. Write it as amqp://user:password@host:5672/%2F")
+    try:
+        send(" ".join(arguments.words))
+    except KeyboardInterrupt:
+        print(" [*] Goodbye", flush=True)
+    except BrokenPipeError:  # whoever read what this prints has ended, as in `... | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except CONNECTION_ERRORS as error:
+        sys.exit(f" [!] No connection to RabbitMQ: {error!r}. Does it run, is RABBITMQ_URL right?")
+    except AMQPError as error:
+        sys.exit(f" [!] RabbitMQ refused: {error!r}. See to what it names, then start again.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["pika~=1.4"]
+# ///
+"""Do the tasks of the queue "task_queue", one at a time: each dot in a task is a second of work.
+
+    python part_2/worker.py
+
+Start it in several terminals to share the work. part_2/new_task.py sends the tasks.
+"""
+
+import contextlib
+import os
+import signal
+import socket
+import ssl
+import sys
+import threading
+import time
+from argparse import ArgumentParser, RawTextHelpFormatter
+
+import pika
+from pika.adapters.blocking_connection import BlockingChannel
+from pika.adapters.utils.connection_workflow import AMQPConnectorException
+from pika.exceptions import AMQPConnectionError, AMQPError, ChannelWrongStateError
+from pika.spec import Basic, BasicProperties
+
+RABBITMQ_URL = os.environ.get("RABBITMQ_URL") or "amqp://guest:guest@localhost:5672/%2F"
+# What a connection that fails or is lost may raise.
+CONNECTION_ERRORS = (AMQPConnectionError, AMQPConnectorException, socket.gaierror, ssl.SSLError)
+QUEUE = "task_queue"
+
+# pika's connection is for one thread at a time: the one that holds this lock.
+connection_lock = threading.Lock()
+
+
+def work(task: bytes) -> None:
+    """Stand in for real work: take a second for each dot."""
+    time.sleep(task.count(b"."))
+
+
+def on_message(
+    channel: BlockingChannel, method: Basic.Deliver, properties: BasicProperties, body: bytes
+) -> None:
+    """Do one task, and acknowledge it once it is done."""
+    print(f" [x] Received {body.decode(errors='replace')!r}", flush=True)
+    connection_lock.release()  # while we work, the connection is keep_heartbeats' to use
+    try:
+        work(body)
+    finally:
+        connection_lock.acquire()
+    print(" [x] Done", flush=True)
+    channel.basic_ack(delivery_tag=method.delivery_tag)
+
+
+def keep_heartbeats(connection: pika.BlockingConnection) -> None:
+    """Answer RabbitMQ's heartbeats during a task: without an answer it takes us for dead."""
+    with contextlib.suppress(AMQPError):  # the main thread meets the same error and deals with it
+        while True:
+            with connection_lock:
+                connection.process_data_events()
+            time.sleep(1)
+
+
+def consume(connection: pika.BlockingConnection) -> None:
+    """Pass each task of the queue to on_message, as long as the connection lasts."""
+    channel = connection.channel()
+    channel.queue_declare(queue=QUEUE, durable=True)
+    channel.basic_qos(prefetch_count=1)  # no next task before this one is acknowledged
+    channel.basic_consume(queue=QUEUE, on_message_callback=on_message)
+    threading.Thread(target=keep_heartbeats, args=[connection], daemon=True).start()
+    print(" [*] Waiting for tasks. To exit press CTRL+C", flush=True)
+    channel.start_consuming()
+
+
+def serve() -> None:
+    """Consume, and connect again with a growing pause whenever the connection is lost."""
+    pause = 0
+    connection_lock.acquire()
+    while True:
+        try:
+            with pika.BlockingConnection(pika.URLParameters(RABBITMQ_URL)) as connection:
+                pause = 1  # second
+                consume(connection)
+        except (*CONNECTION_ERRORS, ChannelWrongStateError) as error:
+            if not pause:
+                raise  # never connected: a wrong address or password is said at once
+            print(f" [!] Connection lost: {error!r}. Trying again in {pause} s", file=sys.stderr)
+            time.sleep(pause)
+            pause = min(2 * pause, 30)
+
+
+def main() -> None:
+    """Run from a command line: its arguments, Ctrl+C, and one clear line where it fails."""
+    parser = ArgumentParser(description=__doc__, formatter_class=RawTextHelpFormatter)
+    parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM ends it as Ctrl+C does
+    try:
+        pika.URLParameters(RABBITMQ_URL).host.encode("idna")
+    except (ValueError, TypeError, LookupError, SyntaxError, OSError):  # may quote the password
+        sys.exit(" [!] RABBITMQ_URL is malformed. Write it as amqp://user:password@host:5672/%2F")
+    try:
+        serve()
+    except KeyboardInterrupt:
+        print(" [*] Goodbye", flush=True)
+    except BrokenPipeError:  # whoever read what this prints has ended, as in `... | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except CONNECTION_ERRORS as error:
+        sys.exit(f" [!] No connection to RabbitMQ: {error!r}. Does it run, is RABBITMQ_URL right?")
+    except AMQPError as error:
+        sys.exit(f" [!] RabbitMQ refused: {error!r}. See to what it names, then start again.")
+
+
+if __name__ == "__main__":
+    main()
