@@ -29,7 +29,7 @@ QUEUE = "hello"
 def send(message: str) -> None:
     """Send the message to the queue."""
     parameters = pika.URLParameters(RABBITMQ_URL)
-    # RabbitMQ blocks publishers while it is short of memory or disk: wait for so long, not for ever.
+    # RabbitMQ blocks publishers while it is short of memory or disk: wait, not for ever.
     parameters.blocked_connection_timeout = parameters.blocked_connection_timeout or 30  # seconds
     with pika.BlockingConnection(parameters) as connection:
         channel = connection.channel()

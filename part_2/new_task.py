@@ -29,7 +29,7 @@ QUEUE = "task_queue"
 def send(task: str) -> None:
     """Send the task to the queue, and return once RabbitMQ has taken responsibility for it."""
     parameters = pika.URLParameters(RABBITMQ_URL)
-    # RabbitMQ blocks publishers while it is short of memory or disk: wait for so long, not for ever.
+    # RabbitMQ blocks publishers while it is short of memory or disk: wait, not for ever.
     parameters.blocked_connection_timeout = parameters.blocked_connection_timeout or 30  # seconds
     with pika.BlockingConnection(parameters) as connection:
         channel = connection.channel()

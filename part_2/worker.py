@@ -87,7 +87,7 @@ def serve() -> None:
                 raise  # never connected: a wrong address or password is said at once
             print(f" [!] Connection lost: {error!r}. Trying again in {pause} s", file=sys.stderr)
             time.sleep(pause)
-            pause = min(2 * pause, 30)
+            pause = min(2 * pause, 5)
 
 
 def main() -> None:

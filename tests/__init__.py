@@ -1,0 +1,1 @@
+"""The proofs: each statement of the README on a real broker."""

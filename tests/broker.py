@@ -1,0 +1,536 @@
+"""Which broker a run gets, and how it is started, stopped, killed and looked into.
+
+`choose` takes the first that can be had of: the broker that RABBITMQ_URL names, a container of the
+image RABBITMQ_IMAGE (default: rabbitmq:3.13-management), and a private node of an installed
+RabbitMQ, whose server RABBITMQ_SERVER may name.
+
+    python -m tests.broker
+
+says which one that is, and ends with 1 where there is none.
+"""
+
+import argparse
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote, unquote, urlsplit
+
+import docker.errors
+import pika
+import port_for
+import requests
+from docker.client import from_env
+from docker.utils.utils import parse_repository_tag
+from mirakuru import TCPExecutor
+from mirakuru.exceptions import ExecutorError
+from pika.adapters.blocking_connection import BlockingChannel
+from pika.adapters.utils.connection_workflow import AMQPConnectorException
+from pika.exceptions import AMQPConnectionError, ChannelClosedByBroker
+from testcontainers.community.rabbitmq import RabbitMqContainer
+
+KINDS = ("auto", "url", "docker", "local")
+DEFAULT_IMAGE = "rabbitmq:3.13-management"
+WAYS = (
+    "start Docker, or install RabbitMQ (Debian: apt-get install rabbitmq-server, macOS: brew"
+    " install rabbitmq), or name a running broker in RABBITMQ_URL"
+)
+
+# All that the scripts declare by name. A test finds none of it, and none of it is left behind.
+QUEUES = ("hello", "task_queue", "rpc_queue")
+EXCHANGES = ("logs", "direct_logs", "topic_logs")
+
+# How often a queue reports its counts to the management plugin. By default every 5 s.
+STATISTICS_INTERVAL_MS = 100
+
+# Where the packages of Debian and Homebrew put the server, for who has not got it on the path.
+SERVER_PROGRAMS = (
+    "/usr/lib/rabbitmq/bin/rabbitmq-server",
+    "/opt/homebrew/sbin/rabbitmq-server",
+    "/usr/local/sbin/rabbitmq-server",
+)
+
+T = TypeVar("T")
+
+
+class NoBrokerError(Exception):
+    """No broker of the kind asked for can be had. The text is one line that says why."""
+
+
+def wait_until(condition: Callable[[], T], what: str, seconds: float = 15) -> T:
+    """Return the first true result of `condition`, which is asked again and again.
+
+    Raises:
+        TimeoutError: There was none for `seconds`; the text says `what` was waited for.
+    """
+    deadline = time.monotonic() + seconds
+    while not (result := condition()):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited {seconds} s for {what}; last seen: {result!r}")
+        time.sleep(0.02)
+    return result
+
+
+def free_ports(number: int) -> list[int]:
+    """Return so many free ports, none of which the system will give to an outgoing connection."""
+    ports: list[int] = []
+    while len(ports) < number:
+        ports.append(port_for.select_random(exclude_ports=ports))
+    return ports
+
+
+class Broker(ABC):
+    """A RabbitMQ broker, and what a test may ask of it and do to it."""
+
+    #: Whether it was started for this run, and so may be stopped and killed.
+    owned = True
+    #: How it was chosen, for the header of a run.
+    description: str
+
+    @property
+    @abstractmethod
+    def url(self) -> str:
+        """The AMQP address, which stays the same over restarts."""
+
+    @property
+    @abstractmethod
+    def management_url(self) -> str:
+        """The address of the management API, with the login."""
+
+    @abstractmethod
+    def start(self) -> None:
+        """Start it, with the data that it had; return when it takes logins."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Shut it down in order; return when it has ended."""
+
+    @abstractmethod
+    def kill(self) -> None:
+        """Kill it outright (SIGKILL); return when it has ended."""
+
+    @abstractmethod
+    def discard(self) -> None:
+        """End it and delete its data. A broker that is not owned keeps all but what was made."""
+
+    @abstractmethod
+    def ctl(self, *arguments: str) -> str:
+        """Return what rabbitmqctl prints on this node."""
+
+    @contextlib.contextmanager
+    def channel(self) -> Iterator[BlockingChannel]:
+        """Yield a channel of a connection of its own."""
+        with pika.BlockingConnection(pika.URLParameters(self.url)) as connection:
+            yield connection.channel()
+
+    @property
+    def version(self) -> str:
+        """The version that the broker states when a client connects, such as "3.13.7"."""
+        with pika.BlockingConnection(pika.URLParameters(self.url)) as connection:
+            # BlockingConnection does not pass these on from the connection that it wraps.
+            return str(connection._impl.server_properties["version"])  # type: ignore[index]
+
+    def ready(self, queue: str) -> int:
+        """Return how many messages of the queue wait for a consumer, as of now."""
+        with self.channel() as channel:
+            return int(channel.queue_declare(queue=queue, passive=True).method.message_count)
+
+    def consumers(self, queue: str) -> int:
+        """Return how many consumers the queue has, as of now."""
+        with self.channel() as channel:
+            return int(channel.queue_declare(queue=queue, passive=True).method.consumer_count)
+
+    def unacknowledged(self, queue: str) -> int:
+        """Return how many messages are with consumers, as of the queue's last report."""
+        return int(self.queues()[queue].get("messages_unacknowledged", 0))
+
+    def queues(self) -> dict[str, dict[str, Any]]:
+        """Return each queue's name, properties and counts, from the management API."""
+        # The plugin's own statistics are up to 5 s old; the totals are as the queue reported them.
+        query = "disable_stats=true&enable_queue_totals=true"
+        return {q["name"]: q for q in self.management(f"queues/{self._virtual_host}?{query}")}
+
+    def bindings(self, exchange: str) -> list[dict[str, Any]]:
+        """Return what the management API says of each binding from the exchange."""
+        path = f"exchanges/{self._virtual_host}/{quote(exchange, safe='')}/bindings/source"
+        return list(self.management(path))
+
+    def management(self, path: str) -> Any:  # noqa: ANN401 - JSON
+        """Return the management API's answer to a GET, decoded.
+
+        Raises:
+            requests.RequestException: There is no such API, or nothing there.
+        """
+        answer = requests.get(f"{self.management_url}/api/{path}", timeout=10)
+        answer.raise_for_status()
+        return answer.json()
+
+    @property
+    def has_management(self) -> bool:
+        """Whether the management API answers."""
+        try:
+            self.management("overview")
+        except requests.RequestException:
+            return False
+        return True
+
+    def clean(self) -> None:
+        """Delete all that the scripts declare by name."""
+        with self.channel() as channel:
+            for queue in QUEUES:
+                channel.queue_delete(queue=queue)
+            for exchange in EXCHANGES:
+                channel.exchange_delete(exchange=exchange)
+
+    @property
+    def _virtual_host(self) -> str:
+        path = unquote(urlsplit(self.url).path)
+        return quote(path.removeprefix("/") or "/", safe="")
+
+    def _wait_for_login(self) -> None:
+        """Wait until the broker takes a login, which is a little after its port is open."""
+
+        def logs_in() -> bool:
+            try:
+                pika.BlockingConnection(pika.URLParameters(self.url)).close()
+            except (AMQPConnectionError, AMQPConnectorException, OSError):
+                return False
+            return True
+
+        wait_until(logs_in, f"a login at {self.description}", seconds=60)
+
+
+class NamedBroker(Broker):
+    """Somebody's running broker: it is neither stopped nor killed, and only borrowed."""
+
+    owned = False
+
+    def __init__(self, url: str) -> None:
+        """Take the broker at `url`.
+
+        Raises:
+            NoBrokerError: It cannot be reached, or has queues or exchanges of the tutorial's names.
+        """
+        self._url = url
+        self.description = "the broker that RABBITMQ_URL names"
+        try:
+            present = [*self._present("queue", QUEUES), *self._present("exchange", EXCHANGES)]
+        except (AMQPConnectionError, AMQPConnectorException, OSError, ValueError) as error:
+            raise NoBrokerError(
+                f"{self.description} cannot be used: {type(error).__name__}. Unset RABBITMQ_URL"
+                f" for another one"
+            ) from error
+        if present:
+            raise NoBrokerError(
+                f"{self.description} has {', '.join(present)} already. It may be somebody's, so"
+                " nothing was touched: delete it, or name another virtual host"
+            )
+
+    def _present(self, what: str, names: tuple[str, ...]) -> Iterator[str]:
+        for name in names:
+            try:
+                with self.channel() as channel:
+                    if what == "queue":
+                        channel.queue_declare(queue=name, passive=True)
+                    else:
+                        channel.exchange_declare(exchange=name, passive=True)
+            except ChannelClosedByBroker as error:
+                if error.reply_code == 404:  # NOT_FOUND, the answer that is hoped for
+                    continue
+            yield f"the {what} {name!r}"
+
+    @property
+    def url(self) -> str:
+        """The address that RABBITMQ_URL names."""
+        return self._url
+
+    @property
+    def management_url(self) -> str:
+        """RABBITMQ_MANAGEMENT_URL, by default port 15672 of the same host with the same login."""
+        parts = urlsplit(self._url)
+        login = f"{parts.username}:{parts.password}@" if parts.username else "guest:guest@"
+        default = f"http://{login}{parts.hostname}:15672"
+        return os.environ.get("RABBITMQ_MANAGEMENT_URL") or default
+
+    def start(self) -> None:
+        """Refuse: it is somebody's."""
+        raise NotImplementedError("a broker that was only named is not started, stopped or killed")
+
+    stop = kill = start
+
+    def ctl(self, *arguments: str) -> str:
+        """Refuse: it may be on another host."""
+        raise NotImplementedError(f"no rabbitmqctl {arguments} on a broker that was only named")
+
+    def discard(self) -> None:
+        """Delete what the run made."""
+        self.clean()
+
+
+class Container(Broker):
+    """A container of RabbitMQ's image, by testcontainers."""
+
+    def __init__(self, image: str) -> None:
+        """Have Docker get the image, where it has not got it.
+
+        Raises:
+            NoBrokerError: No Docker engine answers, or the image cannot be had.
+        """
+        try:
+            engine = from_env()
+            engine.ping()
+        except docker.errors.DockerException as error:
+            raise NoBrokerError("no Docker engine answers") from error
+        try:
+            engine.images.get(image)
+        except docker.errors.ImageNotFound:
+            print(f"Docker gets the image {image}", file=sys.stderr)
+            try:
+                engine.images.pull(*parse_repository_tag(image))
+            except docker.errors.APIError as error:
+                raise NoBrokerError(
+                    f"Docker answers, but the image {image} cannot be had ({error.explanation})"
+                ) from error
+        self.description = f"a container of {image}"
+        self._container = RabbitMqContainer(image)
+        # Ports that Docker chooses change when a container restarts; a worker could not come back.
+        for port, published in zip((5672, 15672), free_ports(2), strict=True):
+            self._container.with_bind_ports(port, published)
+        self._container.with_env(
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS",
+            f"-rabbit collect_statistics_interval {STATISTICS_INTERVAL_MS}",
+        )
+        self._created = False
+
+    @property
+    def url(self) -> str:
+        """The address of the port that Docker publishes."""
+        return f"amqp://guest:guest@{self._address(5672)}/%2F"
+
+    @property
+    def management_url(self) -> str:
+        """The address of the management plugin's port that Docker publishes."""
+        return f"http://guest:guest@{self._address(15672)}"
+
+    def _address(self, port: int) -> str:
+        exposed = self._container.get_exposed_port(port)
+        return f"{self._container.get_container_host_ip()}:{exposed}"
+
+    def start(self) -> None:
+        """Start the container, the same one each time: its data is inside."""
+        if self._created:
+            self._container.get_wrapped_container().start()
+        else:
+            self._container.start()
+            self._created = True
+        self._wait_for_login()
+
+    def stop(self) -> None:
+        """Stop the container: Docker sends SIGTERM, and waits."""
+        self._container.get_wrapped_container().stop(timeout=60)
+
+    def kill(self) -> None:
+        """Kill the container's processes with SIGKILL."""
+        self._container.get_wrapped_container().kill()
+        self._container.get_wrapped_container().wait()
+
+    def discard(self) -> None:
+        """Remove the container and its volume."""
+        self._container.stop()
+
+    def ctl(self, *arguments: str) -> str:
+        """Return what rabbitmqctl prints in the container."""
+        code, output = self._container.exec(["rabbitmqctl", *arguments])
+        said = str(output, errors="replace")
+        if code:
+            raise RuntimeError(said)
+        return said
+
+
+class Node(Broker):
+    """A private node of an installed RabbitMQ, with ports, data and a cookie of its own."""
+
+    def __init__(self, server: Path) -> None:
+        """Prepare a node that the program `server` will run."""
+        self.description = f"a private node of {server}"
+        self._ctl = server.resolve().with_name("rabbitmqctl")
+        self._data = tempfile.TemporaryDirectory(prefix="rabbitmq-tutorial-")
+        home = Path(self._data.name)
+        self._port, self._management_port, distribution_port, epmd_port = free_ports(4)
+        (home / "enabled_plugins").write_text("[rabbitmq_management].\n")
+        (home / "rabbitmq.conf").write_text(
+            f"listeners.tcp.local = 127.0.0.1:{self._port}\n"
+            f"management.tcp.ip = 127.0.0.1\n"
+            f"management.tcp.port = {self._management_port}\n"
+            f"collect_statistics_interval = {STATISTICS_INTERVAL_MS}\n"
+        )
+        self._stderr = (home / "stderr.log").open("w+")
+        # Whatever the machine's own settings say, in /etc/rabbitmq or in the environment, is not
+        # for this node: https://www.rabbitmq.com/docs/configure#supported-environment-variables
+        self._environment = {
+            "HOME": str(home),  # where Erlang makes the cookie
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "ERL_EPMD_PORT": str(epmd_port),
+            "RABBITMQ_NODENAME": f"tutorial-{self._port}@localhost",
+            "RABBITMQ_NODE_PORT": str(self._port),
+            "RABBITMQ_DIST_PORT": str(distribution_port),
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+            "RABBITMQ_CONF_ENV_FILE": str(home / "rabbitmq-env.conf"),
+            "RABBITMQ_CONFIG_FILE": str(home / "rabbitmq.conf"),
+            "RABBITMQ_CONFIG_FILES": str(home / "conf.d"),
+            "RABBITMQ_ADVANCED_CONFIG_FILE": str(home / "advanced.config"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(home / "enabled_plugins"),
+            "RABBITMQ_MNESIA_BASE": str(home / "data"),
+            "RABBITMQ_SCHEMA_DIR": str(home / "schema"),
+            "RABBITMQ_LOG_BASE": str(home / "log"),
+        }
+        # mirakuru ends what the server leaves behind too, such as Erlang's port mapper, epmd.
+        self._executor = TCPExecutor(
+            [str(server)],
+            host="127.0.0.1",
+            port=self._port,
+            timeout=60,
+            envvars=self._environment,
+            stdout=subprocess.DEVNULL,
+            stderr=self._stderr,
+        )
+
+    @property
+    def url(self) -> str:
+        """The address of the node's port, which stays the same."""
+        return f"amqp://guest:guest@localhost:{self._port}/%2F"
+
+    @property
+    def management_url(self) -> str:
+        """The address of the management plugin, on a port of its own."""
+        return f"http://guest:guest@localhost:{self._management_port}"
+
+    def start(self) -> None:
+        """Start the node, unless it is running.
+
+        Raises:
+            NoBrokerError: It does not start; the text ends with what it said.
+        """
+        if self._executor.running():
+            return
+        try:
+            self._executor.start()
+        except ExecutorError as error:
+            self._stderr.seek(0)
+            said = self._stderr.read().strip().splitlines()[-3:]
+            self.discard()
+            raise NoBrokerError(f"{self.description} does not start: {' / '.join(said)}") from error
+        self._wait_for_login()
+
+    def stop(self) -> None:
+        """Shut the node down in order, by SIGTERM."""
+        # Which exit code the server's shell script makes of the signal differs between packages.
+        with contextlib.suppress(ExecutorError):
+            self._executor.stop()
+
+    def kill(self) -> None:
+        """Kill the node's processes with SIGKILL."""
+        self._executor.kill()
+        # mirakuru waits for its own child only, the shell script, and not for the Erlang machine.
+        wait_until(lambda: not self._executor.pre_start_check(), "the killed node's port to close")
+
+    def discard(self) -> None:
+        """Kill the node and delete its folder."""
+        self._executor.kill()
+        self._stderr.close()
+        self._data.cleanup()
+
+    def ctl(self, *arguments: str) -> str:
+        """Return what rabbitmqctl prints on the node."""
+        return subprocess.run(
+            [self._ctl, *arguments],
+            env={**os.environ, **self._environment},
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+
+
+def server_program() -> Path:
+    """Return the program that runs a node.
+
+    Raises:
+        NoBrokerError: RabbitMQ is not installed, or RABBITMQ_SERVER names no program.
+    """
+    named = os.environ.get("RABBITMQ_SERVER")
+    for candidate in [named] if named else ["rabbitmq-server", *SERVER_PROGRAMS]:
+        if found := shutil.which(candidate):
+            # Debian's wrapper on the path runs the system's own node, as its user, and no other.
+            behind = Path(found).resolve()
+            if behind.name == "rabbitmq-script-wrapper":
+                return behind.with_name("rabbitmq-server")
+            return Path(found)
+    if named:
+        raise NoBrokerError(f"RABBITMQ_SERVER names {named}, which is no program")
+    raise NoBrokerError("RabbitMQ is not installed")
+
+
+def prepare(kind: str, say: Callable[[str], None]) -> Broker:
+    """Return the broker of that kind, one of KINDS, not started yet.
+
+    Args:
+        kind: "auto" takes the first that can be had, in the order of KINDS.
+        say: Is told in one line, with "auto", why a kind was passed over that one may expect.
+
+    Raises:
+        NoBrokerError: There is none.
+    """
+    url = os.environ.get("RABBITMQ_URL")
+    image = os.environ.get("RABBITMQ_IMAGE") or DEFAULT_IMAGE
+    if kind == "url" and not url:
+        raise NoBrokerError("RABBITMQ_URL is not set")
+    if kind == "url" or (kind == "auto" and url):
+        return NamedBroker(str(url))
+    if kind == "docker":
+        return Container(image)
+    if kind == "local":
+        return Node(server_program())
+    try:
+        return Container(image)
+    except NoBrokerError as error:
+        no_container = error
+    if isinstance(no_container.__cause__, docker.errors.APIError):
+        say(f"{no_container}; a private node instead")
+    try:
+        return Node(server_program())
+    except NoBrokerError as no_node:
+        raise NoBrokerError(f"{no_container}, and {no_node}; {WAYS}") from no_node
+
+
+@contextlib.contextmanager
+def running(kind: str, say: Callable[[str], None]) -> Iterator[Broker]:
+    """Yield the broker of that kind (see `prepare`), started; discard it in the end."""
+    broker = prepare(kind, say)
+    try:
+        if broker.owned:
+            broker.start()
+        yield broker
+    finally:
+        broker.discard()
+
+
+def main() -> None:
+    """Say which broker a run would get, and get its image; exit with 1 where there is none."""
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
+    try:
+        print(prepare("auto", print).description)
+    except NoBrokerError as error:
+        sys.exit(f"{error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""Fixtures: the broker of the run, found clean by each test, and terminals to run scripts in."""
+
+import contextlib
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from pika.adapters.blocking_connection import BlockingChannel
+
+from tests.broker import KINDS, Broker, NoBrokerError, running
+from tests.terminal import REPOSITORY, Terminal
+
+_STACK = pytest.StashKey[contextlib.ExitStack]()
+_BROKER = pytest.StashKey[Broker]()
+_SAID = pytest.StashKey[list[str]]()
+
+Run = Callable[..., Terminal]
+Variant = Callable[..., str]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add --broker."""
+    parser.addoption(
+        "--broker",
+        choices=KINDS,
+        default="auto",
+        help="which broker the tests run on: the one that RABBITMQ_URL names, a container of"
+        " RABBITMQ_IMAGE, or a private node of the installed RabbitMQ; auto takes the first that"
+        " can be had",
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Start the broker before the header is printed, which tells its version."""
+    config = session.config
+    if config.option.collectonly:
+        return
+    stack, said = contextlib.ExitStack(), list[str]()
+    try:
+        config.stash[_BROKER] = stack.enter_context(running(config.option.broker, said.append))
+    except NoBrokerError as error:
+        raise pytest.UsageError(str(error)) from None
+    config.stash[_STACK], config.stash[_SAID] = stack, said
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """Say which broker was chosen, and the version that it states."""
+    if _BROKER not in config.stash:
+        return []
+    broker = config.stash[_BROKER]
+    return [*config.stash[_SAID], f"broker: RabbitMQ {broker.version}, {broker.description}"]
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Discard the broker, however the run ends."""
+    if _STACK in config.stash:
+        config.stash[_STACK].close()
+
+
+@pytest.fixture
+def broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
+    """The broker of the run, without anything that the scripts declare by name."""
+    broker = request.config.stash[_BROKER]
+    broker.clean()
+    yield broker
+    broker.clean()
+
+
+@pytest.fixture
+def managed_broker(broker: Broker) -> Broker:
+    """The broker, for what only its management API tells."""
+    if not broker.has_management:
+        pytest.skip(f"no management API at {broker.description}; see RABBITMQ_MANAGEMENT_URL")
+    return broker
+
+
+@pytest.fixture
+def own_broker(broker: Broker) -> Iterator[Broker]:
+    """The broker, for tests that stop or kill it; it runs again afterwards."""
+    if not broker.owned:
+        pytest.skip(f"would stop {broker.description}")
+    yield broker
+    broker.start()
+
+
+@pytest.fixture
+def channel(broker: Broker) -> Iterator[BlockingChannel]:
+    """A channel of a connection of its own."""
+    with broker.channel() as channel:
+        yield channel
+
+
+@pytest.fixture
+def run(broker: Broker) -> Iterator[Run]:
+    """Run a script in a terminal of its own: `run("part_1/sender.py")`.
+
+    What it prints is shown with the test's own output when the test fails. What still runs at
+    the test's end is killed.
+    """
+    terminals: list[Terminal] = []
+    numbers = itertools.count(1)
+    began = time.monotonic()
+
+    def echo(terminal: Terminal, line: str) -> None:
+        print(f"{time.monotonic() - began:6.2f} s  terminal {terminal.name}  {line}", flush=True)
+
+    def run(*command: str, url: str | None = None) -> Terminal:
+        terminals.append(Terminal(str(next(numbers)), url or broker.url, echo, *command))
+        return terminals[-1]
+
+    yield run
+    for terminal in terminals:
+        terminal.process.kill()
+        terminal.wait()
+
+
+@pytest.fixture
+def variant(tmp_path: Path) -> Variant:
+    """Copy a script with some of its text replaced, to show what it does for its reason.
+
+    `variant("part_2/worker.py", ("prefetch_count=1", "prefetch_count=0"))` returns the copy's path.
+    """
+    numbers = itertools.count(1)
+
+    def variant(script: str, *replacements: tuple[str, str]) -> str:
+        text = (REPOSITORY / script).read_text(encoding="utf-8")
+        for old, new in replacements:
+            assert text.count(old) == 1, f"{old!r} stands {text.count(old)} times in {script}"
+            text = text.replace(old, new)
+        copy = tmp_path / f"variant_{next(numbers)}_{Path(script).name}"
+        copy.write_text(text, encoding="utf-8")
+        return str(copy)
+
+    return variant

@@ -1,0 +1,136 @@
+"""A script run as a person runs it: its command line, the lines it prints, Ctrl+C."""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Self
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+# A shell starts what it runs in the background with Ctrl+C ignored, and whatever that starts
+# inherits it: scripts started from such a test run would be deaf to Ctrl+C.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+Echo = Callable[["Terminal", str], None]
+
+
+class Terminal:
+    """One terminal, with one script running in it.
+
+    Its output goes to pipes, so that what a script forgets to flush is not seen here either.
+    """
+
+    def __init__(self, name: str, url: str, echo: Echo, *command: str) -> None:
+        """Start `command`, a script's path from the repository on and its arguments.
+
+        Args:
+            name: What it is called where several terminals are shown together.
+            url: The broker's address, which the script gets as RABBITMQ_URL.
+            echo: Is called with this terminal and each line, as it is printed.
+            command: Such as "part_2/new_task.py", "First task.".
+        """
+        self.name = name
+        self.command = shlex.join(["python", *command])
+        self._echo = echo
+        self._out: list[str] = []
+        self._error: list[str] = []
+        self._printed = threading.Condition()
+        environment = {**os.environ, "RABBITMQ_URL": url}
+        # Some machines export it, and it would hide a flush that is missing.
+        environment.pop("PYTHONUNBUFFERED", None)
+        echo(self, f"$ {self.command}")
+        self.process = subprocess.Popen(
+            [sys.executable, *command],
+            cwd=REPOSITORY,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            errors="backslashreplace",
+        )
+        self._readers = [
+            threading.Thread(target=self._read, args=reader, daemon=True)
+            for reader in ((self.process.stdout, self._out), (self.process.stderr, self._error))
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    def _read(self, stream: IO[str], lines: list[str]) -> None:
+        with stream:
+            for line in stream:
+                with self._printed:
+                    lines.append(line.rstrip("\n"))
+                    self._echo(self, lines[-1])
+                    self._printed.notify_all()
+
+    @property
+    def out(self) -> list[str]:
+        """The lines printed on standard output so far."""
+        return list(self._out)
+
+    @property
+    def error(self) -> list[str]:
+        """The lines printed on standard error so far."""
+        return list(self._error)
+
+    def expect(self, text: str, times: int = 1, seconds: float = 15) -> Self:
+        """Wait until `text` stands in so many lines of the output, errors included.
+
+        Raises:
+            AssertionError: It does not within `seconds`, or the script ended without it.
+        """
+        deadline = time.monotonic() + seconds
+        while True:
+            ended = self.process.poll() is not None
+            if ended:
+                self._join()
+            with self._printed:
+                seen = sum(text in line for line in (*self._out, *self._error))
+                if seen >= times:
+                    return self
+                left = deadline - time.monotonic()
+                if ended or left < 0:
+                    why = f"exit code {self.process.returncode}" if ended else f"{seconds} s"
+                    raise AssertionError(
+                        f"{self.name}, {self.command}: {text!r} was printed {seen} times of {times}"
+                        f" ({why}): {self._out + self._error}"
+                    )
+                # An end without a last line notifies nobody, hence no wait for all that is left.
+                self._printed.wait(min(left, 0.1))
+
+    def expect_ready(self) -> Self:
+        """Wait until the consumer says that it waits for messages."""
+        return self.expect("[*] ")
+
+    def ctrl_c(self) -> None:
+        """Press Ctrl+C."""
+        self._echo(self, "^C")
+        self.process.send_signal(signal.SIGINT)
+
+    def terminate(self) -> None:
+        """Send SIGTERM, as containers and services are stopped."""
+        self.process.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Kill the script outright (SIGKILL), and wait for its end."""
+        self._echo(self, "killed")
+        self.process.kill()
+        self.wait()
+
+    def wait(self, seconds: float = 15) -> int:
+        """Return the exit code, once the script has ended and all its lines are here."""
+        code = self.process.wait(seconds)
+        self._join()
+        return code
+
+    def _join(self) -> None:
+        for reader in self._readers:
+            reader.join(5)
