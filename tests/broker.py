@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -512,6 +513,8 @@ def prepare(kind: str, say: Callable[[str], None]) -> Broker:
 @contextlib.contextmanager
 def running(kind: str, say: Callable[[str], None]) -> Iterator[Broker]:
     """Yield the broker of that kind (see `prepare`), started; discard it in the end."""
+    # What ends by SIGTERM, as in a pipeline that is cancelled, must not leave a broker behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     broker = prepare(kind, say)
     try:
         if broker.owned:

@@ -1,0 +1,51 @@
+#!/bin/sh
+# Set up what `make demo` and `make test` need: the virtual environment with its packages, and a
+# RabbitMQ where none can be had otherwise. What is there already is left alone.
+set -eu
+cd "$(dirname "$0")"
+
+fail() {
+    echo "setup: $*" >&2
+    exit 1
+}
+
+# Install a package of the system, named for apt-get ($1) and for Homebrew ($2).
+install_package() {
+    if command -v apt-get >/dev/null; then
+        as_root=
+        if [ "$(id -u)" -ne 0 ]; then
+            as_root=$(command -v sudo) || fail "$1 is missing: as root, apt-get install $1"
+        fi
+        echo "setup: installing $1 by apt-get"
+        # shellcheck disable=SC2086 # as_root is one word or none
+        { $as_root apt-get update && $as_root env DEBIAN_FRONTEND=noninteractive \
+            apt-get install -y --no-install-recommends "$1"; } >.setup.log 2>&1 ||
+            fail "apt-get could not install $1; .setup.log says why"
+    elif command -v brew >/dev/null; then
+        echo "setup: installing $2 by Homebrew"
+        brew install "$2" >.setup.log 2>&1 || fail "brew could not install $2; .setup.log says why"
+    else
+        fail "$1 is missing, and neither apt-get nor Homebrew is here to install it"
+    fi
+}
+
+if [ ! .venv/ready -nt pyproject.toml ]; then
+    python=${PYTHON:-python3}
+    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
+        fail "$python is not Python 3.11 or later; name one: make PYTHON=/path/to/python3.12 ..."
+    echo "setup: making .venv and installing the packages that pyproject.toml names"
+    # Debian packs venv apart, and says so only when a virtual environment is made.
+    "$python" -c 'import ensurepip' 2>/dev/null || install_package python3-venv python
+    "$python" -m venv --clear .venv
+    # Dependency groups need pip 25.1.
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --group dev
+    touch .venv/ready
+fi
+
+if ! .venv/bin/python -m tests.broker >.setup.log 2>&1; then
+    # A broker that was named and cannot be used is for the person to mend.
+    [ -z "${RABBITMQ_URL:-}${RABBITMQ_SERVER:-}" ] || fail "$(tail -n 1 .setup.log)"
+    install_package rabbitmq-server rabbitmq
+    .venv/bin/python -m tests.broker >.setup.log 2>&1 || fail "$(tail -n 1 .setup.log)"
+fi

@@ -1,0 +1,134 @@
+"""The tour: every part's scripts at work, each command line as typed and what it printed.
+
+    make demo
+
+It runs on the same broker as the tests would, in the same terminals, and exits with 1 as soon as
+a script does not do what the tutorial says.
+"""
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Callable
+
+from tests.broker import KINDS, Broker, NoBrokerError, running
+from tests.terminal import Terminal
+
+# One colour a terminal, from those that read on a dark and on a light page.
+_COLOURS = (36, 35, 33, 32)
+
+
+class Stage:
+    """What a scene of the tour has: a narrator's voice, and terminals to type in."""
+
+    def __init__(self, broker: Broker, terminals: contextlib.ExitStack) -> None:
+        """Have scripts reach `broker`, and end with `terminals` what still runs."""
+        self._broker = broker
+        self._terminals = terminals
+        self._colourful = sys.stdout.isatty()
+
+    def title(self, text: str) -> None:
+        """Begin a part."""
+        print(f"\n{self._in_colour(1, text)}\n{'=' * len(text)}", flush=True)
+
+    def tell(self, text: str) -> None:
+        """Say what comes next, and what to look at."""
+        print(f"\n{text}", flush=True)
+
+    def type(self, terminal: int, *command: str) -> Terminal:
+        """Type a command line in the terminal of that number."""
+        started = Terminal(str(terminal), self._broker.url, self._show, *command)
+        self._terminals.callback(started.wait)
+        self._terminals.callback(started.process.kill)
+        return started
+
+    def type_and_wait(self, terminal: int, *command: str) -> None:
+        """Type a command line, and wait until it is through.
+
+        Raises:
+            AssertionError: Its exit code is not 0.
+        """
+        self._end(self.type(terminal, *command))
+
+    def ctrl_c(self, *terminals: Terminal) -> None:
+        """Press Ctrl+C in each terminal.
+
+        Raises:
+            AssertionError: An exit code is not 0.
+        """
+        for terminal in terminals:
+            terminal.ctrl_c()
+            self._end(terminal)
+
+    def _end(self, terminal: Terminal) -> None:
+        if code := terminal.wait():
+            raise AssertionError(f"{terminal.command} ended with exit code {code}")
+
+    def _show(self, terminal: Terminal, line: str) -> None:
+        label = f"terminal {terminal.name} |"
+        colour = _COLOURS[int(terminal.name) % len(_COLOURS)]
+        print(f"  {self._in_colour(colour, label)} {line}", flush=True)
+
+    def _in_colour(self, colour: int, text: str) -> str:
+        return f"\033[{colour}m{text}\033[0m" if self._colourful else text
+
+
+def hello_world(stage: Stage) -> None:
+    """Part I."""
+    stage.title("Part I: Hello World")
+    stage.tell("A message is sent. Nobody listens yet, so it waits in the queue:")
+    stage.type_and_wait(1, "part_1/sender.py")
+    stage.tell("A receiver gets it as soon as it starts, and the next one as soon as it is sent:")
+    receiver = stage.type(2, "part_1/receive.py").expect("Received")
+    stage.type_and_wait(1, "part_1/sender.py")
+    receiver.expect("Received", times=2)
+    stage.ctrl_c(receiver)
+
+
+def work_queues(stage: Stage) -> None:
+    """Part II."""
+    stage.title("Part II: Work Queues")
+    stage.tell("A task takes a second for each dot in it. Worker 1 is killed in the middle of one:")
+    killed = stage.type(1, "part_2/worker.py").expect_ready()
+    stage.type_and_wait(3, "part_2/new_task.py", "Important task..")
+    killed.expect("Received")
+    killed.kill()
+    stage.tell("It had not acknowledged the task, so another worker gets it:")
+    workers = [stage.type(2, "part_2/worker.py").expect("Done")]
+    stage.tell("Of two workers, the one that is not busy gets the next task:")
+    workers.append(stage.type(1, "part_2/worker.py").expect_ready())
+    for task in ("Heavy task...", "Light task.", "Light task", "Light task"):
+        stage.type_and_wait(3, "part_2/new_task.py", task)
+    workers[0].expect("Done", times=2)
+    workers[1].expect("Done", times=3)
+    stage.ctrl_c(*workers)
+
+
+SCENES: tuple[Callable[[Stage], None], ...] = (hello_world, work_queues)
+
+
+def main() -> None:
+    """Play all scenes; exit with 1 if one does not go as it should."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--broker", choices=KINDS, default="auto", help="as pytest's option")
+    arguments = parser.parse_args()
+    try:
+        with running(arguments.broker, print) as broker:
+            print(f"RabbitMQ {broker.version}, {broker.description}")
+            for scene in SCENES:
+                with contextlib.ExitStack() as terminals:
+                    scene(Stage(broker, terminals))
+                broker.clean()
+    except NoBrokerError as error:
+        sys.exit(f"{error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except AssertionError as error:
+        sys.exit(f"\nThe tour ends here: {error}")
+    print("\nAll of it ran as it should. README.md tells the story; make test proves it.")
+
+
+if __name__ == "__main__":
+    main()
