@@ -29,7 +29,7 @@ install_package() {
     fi
 }
 
-if [ ! .venv/ready -nt pyproject.toml ]; then
+if [ ! -e .venv/ready ] || [ -n "$(find pyproject.toml -newer .venv/ready)" ]; then
     python=${PYTHON:-python3}
     "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
         fail "$python is not Python 3.11 or later; name one: make PYTHON=/path/to/python3.12 ..."
