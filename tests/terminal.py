@@ -37,7 +37,8 @@ class Terminal:
             command: Such as "part_2/new_task.py", "First task.".
         """
         self.name = name
-        self.command = shlex.join(["python", *command])
+        # Arguments need not be UTF-8, while this is for showing.
+        self.command = shlex.join(["python", *command]).encode(errors="replace").decode()
         self._echo = echo
         self._out: list[str] = []
         self._error: list[str] = []
@@ -75,6 +76,11 @@ class Terminal:
     def out(self) -> list[str]:
         """The lines printed on standard output so far."""
         return list(self._out)
+
+    @property
+    def messages(self) -> list[str]:
+        """What followed ` [x] ` in the lines printed so far, such as "Received 'Hello World!'"."""
+        return [line.removeprefix(" [x] ") for line in self.out if line.startswith(" [x] ")]
 
     @property
     def error(self) -> list[str]:

@@ -1,0 +1,65 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["pika~=1.4"]
+# ///
+"""Send one log message to everyone who listens, through the exchange "logs".
+
+    python part_3/emit_log.py Disk almost full
+
+part_3/receive_logs.py listens. Without words the message is "Hello World!".
+"""
+
+import os
+import signal
+import socket
+import ssl
+import sys
+from argparse import ArgumentParser, RawTextHelpFormatter
+
+import pika
+from pika.adapters.utils.connection_workflow import AMQPConnectorException
+from pika.exceptions import AMQPConnectionError, AMQPError
+
+RABBITMQ_URL = os.environ.get("RABBITMQ_URL") or "amqp://guest:guest@localhost:5672/%2F"
+# What a connection that fails or is lost may raise.
+CONNECTION_ERRORS = (AMQPConnectionError, AMQPConnectorException, socket.gaierror, ssl.SSLError)
+EXCHANGE = "logs"
+
+
+def emit(message: str) -> None:
+    """Send the message to the exchange, whether anyone listens or not."""
+    parameters = pika.URLParameters(RABBITMQ_URL)
+    # RabbitMQ blocks publishers while it is short of memory or disk: wait, not for ever.
+    parameters.blocked_connection_timeout = parameters.blocked_connection_timeout or 30  # seconds
+    with pika.BlockingConnection(parameters) as connection:
+        channel = connection.channel()
+        channel.exchange_declare(exchange=EXCHANGE, exchange_type="fanout")
+        channel.basic_publish(exchange=EXCHANGE, routing_key="", body=os.fsencode(message))
+    # The connection was closed in order, so RabbitMQ has read all that was sent on it.
+    print(f" [x] Sent {message!r}", flush=True)
+
+
+def main() -> None:
+    """Run from a command line: its arguments, Ctrl+C, and one clear line where it fails."""
+    parser = ArgumentParser(description=__doc__, formatter_class=RawTextHelpFormatter)
+    parser.add_argument("words", nargs="*", default=["Hello World!"], help="the message")
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM ends it as Ctrl+C does
+    try:
+        pika.URLParameters(RABBITMQ_URL).host.encode("idna")
+    except (ValueError, TypeError, LookupError, SyntaxError, OSError):  # may quote the password
+        sys.exit(" [!] RABBITMQ_URL is malformed. Write it as amqp://user:password@host:5672/%2F")
+    try:
+        emit(" ".join(arguments.words))
+    except KeyboardInterrupt:
+        print(" [*] Goodbye", flush=True)
+    except BrokenPipeError:  # whoever read what this prints has ended, as in `... | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except CONNECTION_ERRORS as error:
+        sys.exit(f" [!] No connection to RabbitMQ: {error!r}. Does it run, is RABBITMQ_URL right?")
+    except AMQPError as error:
+        sys.exit(f" [!] RabbitMQ refused: {error!r}. See to what it names, then start again.")
+
+
+if __name__ == "__main__":
+    main()

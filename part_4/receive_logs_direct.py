@@ -1,0 +1,77 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["pika~=1.4"]
+# ///
+"""Print every log message of the given severities from now on, until Ctrl+C.
+
+    python part_4/receive_logs_direct.py warning error
+
+part_4/emit_log_direct.py, in another terminal, sends them.
+"""
+
+import os
+import signal
+import socket
+import ssl
+import sys
+from argparse import ArgumentParser, RawTextHelpFormatter
+
+import pika
+from pika.adapters.blocking_connection import BlockingChannel
+from pika.adapters.utils.connection_workflow import AMQPConnectorException
+from pika.exceptions import AMQPConnectionError, AMQPError, ConsumerCancelled
+from pika.spec import Basic, BasicProperties
+
+RABBITMQ_URL = os.environ.get("RABBITMQ_URL") or "amqp://guest:guest@localhost:5672/%2F"
+# What a connection that fails or is lost may raise.
+CONNECTION_ERRORS = (AMQPConnectionError, AMQPConnectorException, socket.gaierror, ssl.SSLError)
+EXCHANGE = "direct_logs"
+
+
+def on_message(
+    channel: BlockingChannel, method: Basic.Deliver, properties: BasicProperties, body: bytes
+) -> None:
+    """Print one message, with its severity."""
+    print(f" [x] {method.routing_key!r}:{body.decode(errors='replace')!r}", flush=True)
+
+
+def receive(severities: list[str]) -> None:
+    """Pass each message of these severities to on_message, as long as the connection lasts."""
+    with pika.BlockingConnection(pika.URLParameters(RABBITMQ_URL)) as connection:
+        channel = connection.channel()
+        channel.exchange_declare(exchange=EXCHANGE, exchange_type="direct")
+        queue = channel.queue_declare(queue="", exclusive=True).method.queue
+        for severity in severities:
+            channel.queue_bind(queue=queue, exchange=EXCHANGE, routing_key=severity)
+        channel.basic_consume(queue=queue, on_message_callback=on_message, auto_ack=True)
+        print(" [*] Waiting for logs. To exit press CTRL+C", flush=True)
+        channel.start_consuming()
+        raise ConsumerCancelled  # start_consuming returns only when somebody deleted the queue
+
+
+def main() -> None:
+    """Run from a command line: its arguments, Ctrl+C, and one clear line where it fails."""
+    parser = ArgumentParser(description=__doc__, formatter_class=RawTextHelpFormatter)
+    parser.add_argument(
+        "severities", nargs="+", metavar="SEVERITY", help="such as info, warning, error"
+    )
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM ends it as Ctrl+C does
+    try:
+        pika.URLParameters(RABBITMQ_URL).host.encode("idna")
+    except (ValueError, TypeError, LookupError, SyntaxError, OSError):  # may quote the password
+        sys.exit(" [!] RABBITMQ_URL is malformed. Write it as amqp://user:password@host:5672/%2F")
+    try:
+        receive(arguments.severities)
+    except KeyboardInterrupt:
+        print(" [*] Goodbye", flush=True)
+    except BrokenPipeError:  # whoever read what this prints has ended, as in `... | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except CONNECTION_ERRORS as error:
+        sys.exit(f" [!] No connection to RabbitMQ: {error!r}. Does it run, is RABBITMQ_URL right?")
+    except AMQPError as error:
+        sys.exit(f" [!] RabbitMQ refused: {error!r}. See to what it names, then start again.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,253 @@
+"""Publish/Subscribe: the statements of Part III, in the order in which the text makes them."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+from pika import BasicProperties
+from pika.adapters.blocking_connection import BlockingChannel
+from pika.exceptions import ChannelClosedByBroker, UnroutableError
+
+from tests.broker import Broker, wait_until
+from tests.conftest import Run, Variant
+from tests.terminal import REPOSITORY, Terminal
+
+EMIT, RECEIVE, EXCHANGE = "part_3/emit_log.py", "part_3/receive_logs.py", "logs"
+
+
+def publish(channel: BlockingChannel, *messages: str) -> None:
+    """Send the messages as emit_log.py does, but without a process for each."""
+    channel.exchange_declare(exchange=EXCHANGE, exchange_type="fanout")
+    for message in messages:
+        channel.basic_publish(exchange=EXCHANGE, routing_key="", body=message.encode())
+
+
+def queue_bound_to(
+    channel: BlockingChannel, exchange: str, routing_key: str = "", **arguments: str
+) -> str:
+    """Return the name of a new queue, bound to the exchange."""
+    queue = str(channel.queue_declare(queue="", exclusive=True).method.queue)
+    channel.queue_bind(queue=queue, exchange=exchange, routing_key=routing_key, arguments=arguments)
+    return queue
+
+
+def bodies(channel: BlockingChannel, queue: str) -> list[str]:
+    """Take all messages out of the queue and return their bodies."""
+    taken = iter(lambda: channel.basic_get(queue=queue, auto_ack=True)[2], None)
+    return [body.decode() for body in taken]
+
+
+@pytest.mark.claim("III-fanout")
+def test_a_fanout_exchange_copies_each_message_to_every_queue(
+    run: Run, channel: BlockingChannel
+) -> None:
+    receivers = [run(RECEIVE).expect_ready() for _ in range(3)]
+    emitter = run(EMIT, "info:", "This is the log")
+    assert emitter.wait() == 0
+    assert emitter.messages == ["Sent 'info: This is the log'"]
+    for key in ("some", "other.key"):
+        channel.basic_publish(exchange=EXCHANGE, routing_key=key, body=key.encode())
+    assert run(EMIT).wait() == 0
+    for receiver in receivers:
+        receiver.expect("'Hello World!'")
+        assert receiver.messages == [
+            "'info: This is the log'",
+            "'some'",
+            "'other.key'",
+            "'Hello World!'",
+        ]
+
+
+@pytest.mark.claim("III-direct-type")
+def test_a_direct_exchange_goes_by_the_equal_key(channel: BlockingChannel) -> None:
+    queue = queue_bound_to(channel, "amq.direct", "key")
+    for key in ("key", "other", "key.word", ""):
+        channel.basic_publish(exchange="amq.direct", routing_key=key, body=key.encode())
+    assert bodies(channel, queue) == ["key"]
+
+
+@pytest.mark.claim("III-topic-type")
+def test_a_topic_exchange_goes_by_patterns(channel: BlockingChannel) -> None:
+    queue = queue_bound_to(channel, "amq.topic", "*.critical")
+    for key in ("kern.critical", "cron.critical", "kern.info", "critical"):
+        channel.basic_publish(exchange="amq.topic", routing_key=key, body=key.encode())
+    assert bodies(channel, queue) == ["kern.critical", "cron.critical"]
+
+
+@pytest.mark.claim("III-headers-type")
+def test_a_headers_exchange_goes_by_the_values_of_headers(channel: BlockingChannel) -> None:
+    wanted = {"format": "pdf", "type": "report"}
+    all_of = queue_bound_to(channel, "amq.headers", **{"x-match": "all", **wanted})
+    any_of = queue_bound_to(channel, "amq.headers", **{"x-match": "any", **wanted})
+    for body, headers in {
+        "both": wanted,
+        "both and more": {**wanted, "year": "1999"},
+        "one": {"format": "pdf"},
+        "one and another": {"format": "pdf", "type": "log"},
+        "neither": {"format": "zip"},
+        "none": {},
+    }.items():
+        channel.basic_publish(
+            exchange="amq.headers",
+            routing_key="ignored " + body,
+            body=body.encode(),
+            properties=BasicProperties(headers=headers),
+        )
+    assert bodies(channel, all_of) == ["both", "both and more"]
+    assert bodies(channel, any_of) == ["both", "both and more", "one", "one and another"]
+
+
+@pytest.mark.claim("III-no-queue-discards")
+def test_with_no_queue_bound_a_message_is_discarded(run: Run, channel: BlockingChannel) -> None:
+    emitter = run(EMIT, "unheard")
+    assert emitter.wait() == 0
+    assert emitter.messages == ["Sent 'unheard'"]
+    # Asked to, the broker says so: it returns what it would discard.
+    channel.confirm_delivery()
+    with pytest.raises(UnroutableError):
+        channel.basic_publish(exchange=EXCHANGE, routing_key="", body=b"unheard", mandatory=True)
+
+    receiver = run(RECEIVE).expect_ready()
+    publish(channel, "heard")
+    receiver.expect("'heard'")
+    assert receiver.messages == ["'heard'"]
+
+
+@pytest.mark.claim("III-server-named")
+def test_a_queue_without_a_name_is_a_new_one_that_the_server_names(
+    run: Run, managed_broker: Broker, channel: BlockingChannel
+) -> None:
+    declared = [channel.queue_declare(queue="", exclusive=True).method for _ in range(2)]
+    names = {queue.queue for queue in declared}
+    assert len(names) == 2
+    assert all(name.startswith("amq.gen-") for name in names)
+    assert all(queue.message_count == 0 for queue in declared)
+
+    for _ in range(2):
+        run(RECEIVE).expect_ready()
+    bound = {binding["destination"] for binding in managed_broker.bindings(EXCHANGE)}
+    assert len(bound) == 2
+    assert all(name.startswith("amq.gen-") for name in bound)
+
+
+@pytest.mark.claim("III-exclusive")
+def test_an_exclusive_queue_is_its_connections_own(
+    broker: Broker, channel: BlockingChannel
+) -> None:
+    with broker.channel() as owner:
+        queue = queue_bound_to(owner, "amq.fanout")
+        with pytest.raises(ChannelClosedByBroker, match="RESOURCE_LOCKED") as locked:
+            channel.connection.channel().basic_consume(
+                queue=queue, on_message_callback=lambda *_: None
+            )
+        assert locked.value.reply_code == 405
+    with pytest.raises(ChannelClosedByBroker, match="NOT_FOUND"):
+        channel.queue_declare(queue=queue, passive=True)
+
+
+@pytest.mark.parametrize("end", [Terminal.ctrl_c, Terminal.terminate, Terminal.kill])
+def test_a_receiver_leaves_no_queue_behind(
+    run: Run, managed_broker: Broker, end: Callable[[Terminal], None]
+) -> None:
+    before = set(managed_broker.queues())
+    receiver = run(RECEIVE).expect_ready()
+    (binding,) = managed_broker.bindings(EXCHANGE)
+    end(receiver)
+    receiver.wait()
+    wait_until(lambda: set(managed_broker.queues()) <= before, "the receiver's queue to be gone")
+    assert binding["destination"] not in before
+
+
+@pytest.mark.claim("III-only-current")
+def test_a_receiver_hears_what_is_sent_while_it_listens(run: Run, channel: BlockingChannel) -> None:
+    always = run(RECEIVE).expect_ready()
+    publish(channel, "early")
+    late = run(RECEIVE).expect_ready()
+    publish(channel, "late")
+    always.expect("'late'")
+    late.expect("'late'")
+    assert always.messages == ["'early'", "'late'"]
+    assert late.messages == ["'late'"]
+
+
+def test_the_ready_line_is_true(run: Run, channel: BlockingChannel, variant: Variant) -> None:
+    # Fifty times the whole of receive(), in one process, each until its first message.
+    receiver = run(
+        variant(
+            RECEIVE,
+            ('    print(f" [x]', '    channel.stop_consuming()\n    print(f" [x]'),
+            ("        raise ConsumerCancelled", "        return"),
+            ("        receive()\n", "        [receive() for _ in range(50)]\n"),
+        )
+    )
+    for number in range(50):
+        receiver.expect("[*] Waiting", times=number + 1)
+        publish(channel, f"message {number}")
+        receiver.expect(f"'message {number}'")
+    assert receiver.wait() == 0
+
+
+@pytest.mark.claim("III-binding")
+def test_a_queue_gets_messages_as_long_as_it_is_bound(channel: BlockingChannel) -> None:
+    publish(channel, "not bound yet")
+    queue = queue_bound_to(channel, EXCHANGE)
+    publish(channel, "bound")
+    channel.queue_unbind(queue=queue, exchange=EXCHANGE, routing_key="")
+    publish(channel, "bound no more")
+    channel.queue_bind(queue=queue, exchange=EXCHANGE, routing_key="")
+    publish(channel, "bound again")
+    assert bodies(channel, queue) == ["bound", "bound again"]
+
+
+def file_has(path: Path, text: str) -> bool:
+    """Return whether the text stands in the file by now."""
+    return text in path.read_text()
+
+
+def test_logs_go_to_a_file_and_to_the_screen_at_once(
+    run: Run, broker: Broker, channel: BlockingChannel, tmp_path: Path
+) -> None:
+    screen = run(RECEIVE).expect_ready()
+    log = tmp_path / "logs_from_rabbit.log"
+    environment = {**os.environ, "RABBITMQ_URL": broker.url}
+    environment.pop("PYTHONUNBUFFERED", None)
+    with (
+        log.open("w") as file,
+        subprocess.Popen(
+            [sys.executable, RECEIVE], stdout=file, env=environment, cwd=REPOSITORY
+        ) as to_file,
+    ):
+        try:
+            wait_until(partial(file_has, log, "Waiting"), "the ready line in the file")
+            for message in ("one", "two"):
+                publish(channel, message)
+                screen.expect(f"'{message}'")
+                wait_until(partial(file_has, log, f"'{message}'"), "the line in the file")
+            assert to_file.poll() is None
+        finally:
+            to_file.kill()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [""],
+        ["naïve ☃", "\x1b[31m", "'\"\n", "$HOME"],
+        [os.fsdecode(b"\xff\xfe")],
+        ["x" * 100_000] * 10,
+    ],
+    ids=["empty", "odd characters", "not UTF-8", "a megabyte"],
+)
+def test_a_message_may_be_anything(run: Run, words: list[str]) -> None:
+    receiver = run(RECEIVE).expect_ready()
+    assert run(EMIT, *words).wait() == 0
+    assert run(EMIT, "end").wait() == 0
+    receiver.expect("'end'")
+    assert receiver.messages == [
+        repr(os.fsencode(" ".join(words)).decode(errors="replace")),
+        "'end'",
+    ]

@@ -1,0 +1,110 @@
+"""Topics: the statements of Part V, in the order in which the text makes them."""
+
+import pytest
+from pika.adapters.blocking_connection import BlockingChannel
+
+from tests.conftest import Run
+from tests.terminal import Terminal
+
+EMIT, RECEIVE = "part_5/emit_log_topic.py", "part_5/receive_logs_topic.py"
+
+
+def publish(channel: BlockingChannel, *keys: str) -> None:
+    """Send a message for each key, that key its body too, as emit_log_topic.py does."""
+    channel.exchange_declare(exchange="topic_logs", exchange_type="topic")
+    for key in keys:
+        channel.basic_publish(exchange="topic_logs", routing_key=key, body=key.encode())
+
+
+def keys_until(receiver: Terminal, last: str) -> list[str]:
+    """Return the routing keys of what the receiver got before the message with the last one."""
+    receiver.expect(f"'{last}'")
+    keys = [message.split("'")[1] for message in receiver.messages]
+    assert keys.pop() == last
+    return keys
+
+
+@pytest.mark.claim("V-star")
+def test_a_star_stands_for_exactly_one_word(run: Run, channel: BlockingChannel) -> None:
+    receiver = run(RECEIVE, "kern.*").expect_ready()
+    publish(channel, "kern.critical", "kern", "kern.a.b", "cron.critical", "kern.info", "kern.end")
+    assert keys_until(receiver, "kern.end") == ["kern.critical", "kern.info"]
+
+
+@pytest.mark.claim("V-hash")
+def test_a_hash_stands_for_zero_or_more_words(run: Run, channel: BlockingChannel) -> None:
+    receiver = run(RECEIVE, "kern.#").expect_ready()
+    publish(channel, "kern", "kern.critical", "kern.a.b.c", "kernel", "cron.kern", "kern.end")
+    assert keys_until(receiver, "kern.end") == ["kern", "kern.critical", "kern.a.b.c"]
+
+
+@pytest.mark.claim("V-animals")
+def test_the_animals_go_where_the_table_says(run: Run, channel: BlockingChannel) -> None:
+    q1 = run(RECEIVE, "*.orange.*").expect_ready()
+    q2 = run(RECEIVE, "*.*.rabbit", "lazy.#").expect_ready()
+    table = {
+        "quick.orange.rabbit": (1, 1),
+        "lazy.orange.elephant": (1, 1),
+        "quick.orange.fox": (1, 0),
+        "lazy.brown.fox": (0, 1),
+        "lazy.pink.rabbit": (0, 1),  # once, though two bindings match
+        "quick.brown.fox": (0, 0),
+        "orange": (0, 0),
+        "quick.orange.new.rabbit": (0, 0),
+        "lazy.orange.new.rabbit": (0, 1),
+    }
+    publish(channel, *table, "lazy.orange.end")
+    got = [keys_until(receiver, "lazy.orange.end") for receiver in (q1, q2)]
+    assert {key: tuple(keys.count(key) for keys in got) for key in table} == table
+
+
+@pytest.mark.claim("V-like-fanout")
+def test_bound_with_a_hash_a_queue_gets_everything(run: Run, channel: BlockingChannel) -> None:
+    receiver = run(RECEIVE, "#").expect_ready()
+    keys = ["kern.critical", "one", "", "a.b.c.d.e.f", "..", "*", "#"]
+    publish(channel, *keys, "end")
+    assert keys_until(receiver, "end") == keys
+
+
+@pytest.mark.claim("V-like-direct")
+def test_without_wildcards_a_topic_exchange_is_like_a_direct_one(
+    run: Run, channel: BlockingChannel
+) -> None:
+    receiver = run(RECEIVE, "quick.orange", "end").expect_ready()
+    publish(channel, "quick.orange", "quick", "quick.orange.fox", "slow.orange", "end")
+    assert keys_until(receiver, "end") == ["quick.orange"]
+
+
+def test_by_source_and_severity_at_once(run: Run) -> None:
+    receiver = run(RECEIVE, "kern.*", "*.critical").expect_ready()
+    for key in ("cron.warning", "kern.critical", "cron.critical"):
+        emitter = run(EMIT, key, "A message of", key)
+        assert emitter.wait() == 0
+        assert emitter.messages == [f"Sent '{key}':'A message of {key}'"]
+    receiver.expect("cron.critical")
+    assert receiver.messages == [
+        f"'{key}':'A message of {key}'" for key in ("kern.critical", "cron.critical")
+    ]
+    assert run(EMIT).wait() == 0  # anonymous.info
+
+
+@pytest.mark.claim("V-limit")
+@pytest.mark.parametrize("longest", ["x" * 255, "é" * 127 + "x"], ids=["letters", "bytes"])
+@pytest.mark.parametrize(
+    ("emit", "receive"),
+    [(EMIT, RECEIVE), ("part_4/emit_log_direct.py", "part_4/receive_logs_direct.py")],
+    ids=["topic", "direct"],
+)
+def test_a_routing_key_has_255_bytes_at_most(
+    run: Run, emit: str, receive: str, longest: str
+) -> None:
+    receiver = run(receive, longest).expect_ready()
+    assert run(emit, longest, "passes").wait() == 0
+    receiver.expect("'passes'")
+    for script in (emit, receive):
+        refused = run(script, longest + "x")
+        assert refused.wait() == 1
+        assert refused.out == []
+        assert len(refused.error) == 1
+        assert "ShortStringTooLong" in refused.error[0]
+        assert "255 bytes" in refused.error[0]
