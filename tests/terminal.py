@@ -21,6 +21,14 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 Echo = Callable[["Terminal", str], None]
 
 
+def script_environment(url: str) -> dict[str, str]:
+    """Return the environment for a script that is to reach the broker at `url`."""
+    environment = {**os.environ, "RABBITMQ_URL": url}
+    # Some machines export it, and it would hide a flush that is missing.
+    environment.pop("PYTHONUNBUFFERED", None)
+    return environment
+
+
 class Terminal:
     """One terminal, with one script running in it.
 
@@ -43,14 +51,11 @@ class Terminal:
         self._out: list[str] = []
         self._error: list[str] = []
         self._printed = threading.Condition()
-        environment = {**os.environ, "RABBITMQ_URL": url}
-        # Some machines export it, and it would hide a flush that is missing.
-        environment.pop("PYTHONUNBUFFERED", None)
         echo(self, f"$ {self.command}")
         self.process = subprocess.Popen(
             [sys.executable, *command],
             cwd=REPOSITORY,
-            env=environment,
+            env=script_environment(url),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

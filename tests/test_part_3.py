@@ -14,7 +14,7 @@ from pika.exceptions import ChannelClosedByBroker, UnroutableError
 
 from tests.broker import Broker, wait_until
 from tests.conftest import Run, Variant
-from tests.terminal import REPOSITORY, Terminal
+from tests.terminal import REPOSITORY, Terminal, script_environment
 
 EMIT, RECEIVE, EXCHANGE = "part_3/emit_log.py", "part_3/receive_logs.py", "logs"
 
@@ -213,12 +213,13 @@ def test_logs_go_to_a_file_and_to_the_screen_at_once(
 ) -> None:
     screen = run(RECEIVE).expect_ready()
     log = tmp_path / "logs_from_rabbit.log"
-    environment = {**os.environ, "RABBITMQ_URL": broker.url}
-    environment.pop("PYTHONUNBUFFERED", None)
     with (
         log.open("w") as file,
         subprocess.Popen(
-            [sys.executable, RECEIVE], stdout=file, env=environment, cwd=REPOSITORY
+            [sys.executable, RECEIVE],
+            stdout=file,
+            env=script_environment(broker.url),
+            cwd=REPOSITORY,
         ) as to_file,
     ):
         try:

@@ -104,7 +104,67 @@ def work_queues(stage: Stage) -> None:
     stage.ctrl_c(*workers)
 
 
-SCENES: tuple[Callable[[Stage], None], ...] = (hello_world, work_queues)
+def publish_subscribe(stage: Stage) -> None:
+    """Part III."""
+    stage.title("Part III: Publish/Subscribe")
+    stage.tell("Whoever listens gets a copy of each message, from the moment on that it listens:")
+    first = stage.type(1, "part_3/receive_logs.py").expect_ready()
+    stage.type_and_wait(3, "part_3/emit_log.py", "Early bird")
+    second = stage.type(2, "part_3/receive_logs.py").expect_ready()
+    stage.type_and_wait(3, "part_3/emit_log.py", "Disk almost full")
+    first.expect("Early").expect("Disk")
+    second.expect("Disk")
+    stage.ctrl_c(first, second)
+
+
+def routing(stage: Stage) -> None:
+    """Part IV."""
+    stage.title("Part IV: Routing")
+    stage.tell("One receiver wants errors only, the other everything:")
+    errors = stage.type(1, "part_4/receive_logs_direct.py", "error").expect_ready()
+    everything = stage.type(2, "part_4/receive_logs_direct.py", "info", "warning", "error")
+    everything.expect_ready()
+    stage.type_and_wait(3, "part_4/emit_log_direct.py", "info", "All is well")
+    stage.type_and_wait(3, "part_4/emit_log_direct.py", "error", "Disk full")
+    errors.expect("Disk full")
+    everything.expect("All is well").expect("Disk full")
+    stage.ctrl_c(errors, everything)
+
+
+def topics(stage: Stage) -> None:
+    """Part V."""
+    stage.title("Part V: Topics")
+    stage.tell("One receiver wants all of the kernel's messages, the other all that is critical:")
+    kernel = stage.type(1, "part_5/receive_logs_topic.py", "kern.*").expect_ready()
+    critical = stage.type(2, "part_5/receive_logs_topic.py", "*.critical").expect_ready()
+    for key in ("kern.info", "cron.critical", "kern.critical"):
+        stage.type_and_wait(3, "part_5/emit_log_topic.py", key, "A message")
+    kernel.expect("kern.info").expect("kern.critical")
+    critical.expect("cron.critical").expect("kern.critical")
+    stage.ctrl_c(kernel, critical)
+
+
+def rpc(stage: Stage) -> None:
+    """Part VI."""
+    stage.title("Part VI: RPC")
+    stage.tell("A client asks two servers. Its three requests are under way at the same time:")
+    servers = [stage.type(number, "part_6/rpc_server.py").expect_ready() for number in (1, 2)]
+    stage.type_and_wait(3, "part_6/rpc_client.py", "30", "5", "12")
+    stage.tell("A request that the server cannot do is answered too, and the client says so:")
+    refused = stage.type(3, "part_6/rpc_client.py", "-1")
+    if refused.wait() != 1:
+        raise AssertionError("a bad request was taken for a good one")
+    stage.ctrl_c(*servers)
+
+
+SCENES: tuple[Callable[[Stage], None], ...] = (
+    hello_world,
+    work_queues,
+    publish_subscribe,
+    routing,
+    topics,
+    rpc,
+)
 
 
 def main() -> None:
