@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -105,7 +106,9 @@ def run(broker: Broker) -> Iterator[Run]:
     began = time.monotonic()
 
     def echo(terminal: Terminal, line: str) -> None:
-        print(f"{time.monotonic() - began:6.2f} s  terminal {terminal.name}  {line}", flush=True)
+        seconds = time.monotonic() - began
+        # One write a line: lines of several terminals come at the same time.
+        sys.stdout.write(f"{seconds:6.2f} s  terminal {terminal.name}  {line}\n")
 
     def run(*command: str, url: str | None = None) -> Terminal:
         terminals.append(Terminal(str(next(numbers)), url or broker.url, echo, *command))

@@ -121,7 +121,7 @@ def test_the_host_is_unknown(run: Run) -> None:
 
 
 def test_the_password_is_wrong_and_never_printed(run: Run, broker: Broker) -> None:
-    password = "pä/ss:w@rd%?#"
+    password = "pä/ss:w@rd%?#"  # noqa: S105 - of nobody
     url = address(broker, login=f"guest:{quote(password, safe='')}")
     terminals = each_fails_with_one_line(run, url, SCRIPTS, "ACCESS_REFUSED", "RABBITMQ_URL")
     printed = "\n".join(line for terminal in terminals for line in terminal.out + terminal.error)

@@ -67,7 +67,9 @@ class Stage:
     def _show(self, terminal: Terminal, line: str) -> None:
         label = f"terminal {terminal.name} |"
         colour = _COLOURS[int(terminal.name) % len(_COLOURS)]
-        print(f"  {self._in_colour(colour, label)} {line}", flush=True)
+        # One write a line: lines of several terminals come at the same time.
+        sys.stdout.write(f"  {self._in_colour(colour, label)} {line}\n")
+        sys.stdout.flush()
 
     def _in_colour(self, colour: int, text: str) -> str:
         return f"\033[{colour}m{text}\033[0m" if self._colourful else text
@@ -147,9 +149,12 @@ def topics(stage: Stage) -> None:
 def rpc(stage: Stage) -> None:
     """Part VI."""
     stage.title("Part VI: RPC")
-    stage.tell("A client asks two servers. Its three requests are under way at the same time:")
-    servers = [stage.type(number, "part_6/rpc_server.py").expect_ready() for number in (1, 2)]
+    stage.tell("A client asks, and waits for the answers to its three requests:")
+    servers = [stage.type(1, "part_6/rpc_server.py").expect_ready()]
     stage.type_and_wait(3, "part_6/rpc_client.py", "30", "5", "12")
+    stage.tell("Slow? A second server takes its share:")
+    servers.append(stage.type(2, "part_6/rpc_server.py").expect_ready())
+    stage.type_and_wait(3, "part_6/rpc_client.py", "7", "8")
     stage.tell("A request that the server cannot do is answered too, and the client says so:")
     refused = stage.type(3, "part_6/rpc_client.py", "-1")
     if refused.wait() != 1:
