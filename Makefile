@@ -1,9 +1,11 @@
-# make demo    all parts running: each command line, and what it printed
-# make test    the proofs; make test ARGS="--broker=docker -k part_2" chooses
-# make check   ruff and mypy
-# make clean   undo the set-up
+# make demo          all parts running: each command line, and what it printed
+# make test          the proofs; make test ARGS="--broker=docker -k part_2" chooses
+# make check         ruff and mypy
+# make readme        write the README's code and transcripts, from the scripts and from running them
+# make check-readme  compare them instead
+# make clean         undo the set-up
 
-.PHONY: demo test check setup clean
+.PHONY: demo test check check-readme readme setup clean
 
 demo: setup
 	@.venv/bin/python -m tests.tour
@@ -15,6 +17,12 @@ check: setup
 	@.venv/bin/ruff check
 	@.venv/bin/ruff format --check
 	@.venv/bin/mypy
+
+check-readme: setup
+	@.venv/bin/cog --check --diff -I . README.md
+
+readme: setup
+	@.venv/bin/cog -r -I . README.md
 
 setup:
 	@./setup.sh

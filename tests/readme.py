@@ -1,0 +1,62 @@
+"""What README.md is generated from: the scripts, and what they print when they run.
+
+    make readme
+
+has cog put the results of `code` and `transcript` where the page asks for them, in comments that a
+reader does not see. `make check-readme` compares: what stands there is what a run gives.
+"""
+
+import ast
+import atexit
+import contextlib
+import functools
+import sys
+
+from tests import tour
+from tests.broker import Broker, running
+from tests.terminal import REPOSITORY
+
+
+def code(script: str, *names: str) -> str:
+    """Return functions, classes or methods ("Class.method") of a script, fenced.
+
+    Raises:
+        LookupError: The script has none of such a name.
+    """
+    source = (REPOSITORY / script).read_text(encoding="utf-8")
+    return _fence("python", "\n\n\n".join(_definition(source, name) for name in names))
+
+
+def transcript(scene: str) -> str:
+    """Play a scene of the tour; return what each of its terminals showed, fenced."""
+    with contextlib.redirect_stdout(sys.stderr):  # what is printed is not for the page
+        shown = tour.play(getattr(tour, scene), _broker())
+    return "".join(
+        _fence("console", "\n".join([f"# terminal {terminal}", *lines]))
+        for terminal, lines in sorted(shown.items())
+    )
+
+
+def _fence(language: str, text: str) -> str:
+    return f"\n```{language}\n{text}\n```\n"
+
+
+def _definition(source: str, name: str) -> str:
+    scope: ast.Module | ast.ClassDef | ast.FunctionDef = ast.parse(source)
+    for part in name.split("."):
+        for node in scope.body:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == part:
+                scope = node
+                break
+        else:
+            raise LookupError(name)
+    assert not isinstance(scope, ast.Module)
+    return "\n".join(source.splitlines()[scope.lineno - 1 : scope.end_lineno])
+
+
+@functools.cache
+def _broker() -> Broker:
+    # One for the whole page, discarded when cog has done the last of it.
+    stack = contextlib.ExitStack()
+    atexit.register(stack.close)
+    return stack.enter_context(running("auto", functools.partial(print, file=sys.stderr)))
