@@ -17,6 +17,9 @@ NEW_TASK, WORKER, QUEUE = "part_2/new_task.py", "part_2/worker.py", "task_queue"
 # The lines of worker.py that a statement is about.
 PREFETCH = "    channel.basic_qos(prefetch_count=1)"
 CONSUME = "channel.basic_consume(queue=QUEUE, on_message_callback=on_message"
+HEARTBEATS = (
+    "    threading.Thread(target=keep_heartbeats, args=[connection], daemon=True).start()\n"
+)
 ACKNOWLEDGE = "    channel.basic_ack(delivery_tag=method.delivery_tag)\n"
 
 
@@ -260,15 +263,24 @@ def test_a_task_for_a_queue_that_is_not_there_is_an_error(
 
 @pytest.mark.claim("II-long-task")
 def test_a_task_may_take_longer_than_the_heartbeat(
-    run: Run, broker: Broker, channel: BlockingChannel
+    run: Run, broker: Broker, channel: BlockingChannel, variant: Variant
 ) -> None:
-    worker = run(WORKER, url=f"{broker.url}?heartbeat=2").expect_ready()
-    send(channel, "long.........")
+    url = f"{broker.url}?heartbeat=2"
+    deaf = run(variant(WORKER, (HEARTBEATS, "")), url=url).expect_ready()
+    worker = run(WORKER, url=url).expect_ready()
+    send(channel, "deaf.........", "long.........")
+    deaf.expect("Received 'deaf.........'")
+    # A worker that answers no heartbeat is given up in the middle of its task.
+    wait_until(lambda: broker.ready(QUEUE) == 1, "the deaf worker's task to be ready again")
+    assert " [x] Done" not in deaf.out
+    deaf.kill()
+
     worker.expect("Done").ctrl_c()
     assert worker.wait() == 0
-    assert worker.out[1:] == [" [x] Received 'long.........'", " [x] Done", " [*] Goodbye"]
+    assert worker.messages[:2] == ["Received 'long.........'", "Done"]
     assert worker.error == []
-    assert broker.ready(QUEUE) == 0
+    assert broker.ready(QUEUE) == 1  # the deaf worker's, and not this one's
+    assert channel.basic_get(queue=QUEUE)[2] == b"deaf........."
 
 
 @pytest.mark.parametrize("end", [Terminal.ctrl_c, Terminal.terminate])

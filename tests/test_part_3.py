@@ -106,8 +106,9 @@ def test_with_no_queue_bound_a_message_is_discarded(run: Run, channel: BlockingC
     emitter = run(EMIT, "unheard")
     assert emitter.wait() == 0
     assert emitter.messages == ["Sent 'unheard'"]
-    # Asked to, the broker says so: it returns what it would discard.
+    # It is confirmed all the same. Only asked to does the broker return what it would discard.
     channel.confirm_delivery()
+    channel.basic_publish(exchange=EXCHANGE, routing_key="", body=b"unheard")
     with pytest.raises(UnroutableError):
         channel.basic_publish(exchange=EXCHANGE, routing_key="", body=b"unheard", mandatory=True)
 
