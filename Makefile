@@ -1,17 +1,21 @@
 # make demo          all parts running: each command line, and what it printed
 # make test          the proofs; make test ARGS="--broker=docker -k part_2" chooses
+# make bench         what safety costs: worker and RPC beside the plainest programs
 # make check         ruff and mypy
 # make readme        write the README's code and transcripts, from the scripts and from running them
 # make check-readme  compare them instead
 # make clean         undo the set-up
 
-.PHONY: demo test check check-readme readme setup clean
+.PHONY: demo test bench check check-readme readme setup clean
 
 demo: setup
 	@.venv/bin/python -m tests.tour
 
 test: setup
 	@.venv/bin/python -m pytest $(ARGS)
+
+bench: setup
+	@.venv/bin/python -m tests.bench
 
 check: setup
 	@.venv/bin/ruff check
