@@ -83,7 +83,7 @@ class PlainClient:
         _: BlockingChannel,
         method: Basic.Deliver,
         properties: BasicProperties,
-        body: bytes,  # noqa: ARG002
+        body: bytes,
     ) -> None:
         """Take the answer to the call under way."""
         if properties.correlation_id == self.correlation_id:
