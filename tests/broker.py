@@ -152,6 +152,15 @@ class Broker(ABC):
         """Return how many messages are with consumers, as of the queue's last report."""
         return int(self.queues()[queue].get("messages_unacknowledged", 0))
 
+    def wait_for_acknowledgements(self, queue: str) -> None:
+        """Wait until no message of the queue is unacknowledged.
+
+        A consumer ended earlier, right after it says "Done", may leave its task to be done again.
+        Without a management API it is only asked for, and not waited for.
+        """
+        if self.has_management:
+            wait_until(lambda: self.unacknowledged(queue) == 0, "the acknowledgements")
+
     def queues(self) -> dict[str, dict[str, Any]]:
         """Return each queue's name, properties and counts, from the management API."""
         # The plugin's own statistics are up to 5 s old; the totals are as the queue reported them.

@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -105,10 +104,10 @@ def run(broker: Broker) -> Iterator[Run]:
     numbers = itertools.count(1)
     began = time.monotonic()
 
+    shown: list[str] = []
+
     def echo(terminal: Terminal, line: str) -> None:
-        seconds = time.monotonic() - began
-        # One write a line: lines of several terminals come at the same time.
-        sys.stdout.write(f"{seconds:6.2f} s  terminal {terminal.name}  {line}\n")
+        shown.append(f"{time.monotonic() - began:6.2f} s  terminal {terminal.name}  {line}")
 
     def run(*command: str, url: str | None = None) -> Terminal:
         terminals.append(Terminal(str(next(numbers)), url or broker.url, echo, *command))
@@ -118,6 +117,7 @@ def run(broker: Broker) -> Iterator[Run]:
     for terminal in terminals:
         terminal.process.kill()
         terminal.wait()
+    print("\n".join(shown))
 
 
 @pytest.fixture

@@ -52,6 +52,10 @@ class Stage:
         """
         self._end(self.type(terminal, *command))
 
+    def wait_for_acknowledgements(self, queue: str) -> None:
+        """Wait until what the consumers of the queue have done is acknowledged, too."""
+        self._broker.wait_for_acknowledgements(queue)
+
     def ctrl_c(self, *terminals: Terminal) -> None:
         """Press Ctrl+C in each terminal.
 
@@ -106,6 +110,7 @@ def work_queues(stage: Stage) -> None:
         stage.type_and_wait(3, "part_2/new_task.py", task)
     workers[0].expect("Done", times=2)
     workers[1].expect("Done", times=2)
+    stage.wait_for_acknowledgements("task_queue")
     stage.ctrl_c(*workers)
 
 
