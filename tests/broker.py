@@ -374,6 +374,8 @@ class Node(Broker):
         self._data = tempfile.TemporaryDirectory(prefix="rabbitmq-tutorial-")
         home = Path(self._data.name)
         self._port, self._management_port, distribution_port, epmd_port = free_ports(4)
+        (home / "conf.d").mkdir()
+        (home / "advanced.config").write_text("[].\n")
         (home / "enabled_plugins").write_text("[rabbitmq_management].\n")
         (home / "rabbitmq.conf").write_text(
             f"listeners.tcp.local = 127.0.0.1:{self._port}\n"
