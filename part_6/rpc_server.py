@@ -125,8 +125,9 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM ends it as Ctrl+C does
     try:
         pika.URLParameters(RABBITMQ_URL).host.encode("idna")
-    except (ValueError, TypeError, LookupError, SyntaxError, OSError):  # may quote the password
-        sys.exit(" [!] RABBITMQ_URL is malformed. Write it as amqp://user:password@host:5672/%2F")
+    except (ValueError, TypeError, LookupError, SyntaxError, OSError) as error:
+        why = type(error).__name__  # and not the text, which may quote the password
+        sys.exit(f" [!] Malformed RABBITMQ_URL ({why}). Write amqp://user:password@host:5672/%2F")
     try:
         serve()
     except KeyboardInterrupt:
@@ -134,9 +135,9 @@ def main() -> None:
     except BrokenPipeError:  # whoever read what this prints has ended, as in `... | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except CONNECTION_ERRORS as error:
-        sys.exit(f" [!] No connection to RabbitMQ: {error!r}. Does it run, is RABBITMQ_URL right?")
+        sys.exit(f" [!] No connection: {error!r}. Does RabbitMQ run? See RABBITMQ_URL and its log.")
     except AMQPError as error:
-        sys.exit(f" [!] RabbitMQ refused: {error!r}. See to what it names, then start again.")
+        sys.exit(f" [!] Refused: {error!r}. Mend what that names, then start again.")
 
 
 if __name__ == "__main__":
