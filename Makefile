@@ -1,7 +1,7 @@
 # make demo          all parts running: each command line, and what it printed
 # make test          the proofs; make test ARGS="--broker=docker -k part_2" chooses
 # make bench         what safety costs: worker and RPC beside the plainest programs
-# make check         ruff and mypy
+# make check         ruff, mypy, and the schemas of the workflow and of docker-compose.yml
 # make readme        write the README's code and transcripts, from the scripts and from running them
 # make check-readme  compare them instead
 # make clean         undo the set-up
@@ -21,6 +21,8 @@ check: setup
 	@.venv/bin/ruff check
 	@.venv/bin/ruff format --check
 	@.venv/bin/mypy
+	@.venv/bin/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/tests.yml
+	@.venv/bin/check-jsonschema --quiet --builtin-schema vendor.compose-spec docker-compose.yml
 
 check-readme: setup
 	@.venv/bin/cog --check --diff -I . README.md

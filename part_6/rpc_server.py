@@ -83,6 +83,8 @@ def keep_heartbeats(connection: pika.BlockingConnection) -> None:
     with contextlib.suppress(AMQPError):  # the main thread meets the same error and deals with it
         while True:
             with connection_lock:
+                if connection.is_closed:
+                    return
                 connection.process_data_events()
             time.sleep(1)
 

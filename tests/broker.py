@@ -28,6 +28,7 @@ import docker.errors
 import pika
 import port_for
 import requests
+import trustme
 from docker.client import from_env
 from docker.utils.utils import parse_repository_tag
 from mirakuru import TCPExecutor
@@ -58,6 +59,9 @@ SERVER_PROGRAMS = (
     "/usr/local/sbin/rabbitmq-server",
 )
 
+# Where the certificate files of a run's own broker are inside a container.
+CONTAINER_TLS = "/etc/rabbitmq/tls"
+
 T = TypeVar("T")
 
 
@@ -87,6 +91,27 @@ def free_ports(number: int) -> list[int]:
     return ports
 
 
+def tls_files(host: str) -> dict[str, bytes]:
+    """Return, by file name, a new certificate for the host, its key and its authority, as PEM."""
+    authority = trustme.CA()
+    server = authority.issue_cert(host)
+    return {
+        "authority.pem": authority.cert_pem.bytes(),
+        "certificate.pem": b"".join(blob.bytes() for blob in server.cert_chain_pems),
+        "key.pem": server.private_key_pem.bytes(),
+    }
+
+
+def settings_for_tests(tls_folder: str) -> str:
+    """Return what a run's own broker has in its rabbitmq.conf, beside its addresses."""
+    return (
+        f"collect_statistics_interval = {STATISTICS_INTERVAL_MS}\n"
+        f"ssl_options.cacertfile = {tls_folder}/authority.pem\n"
+        f"ssl_options.certfile = {tls_folder}/certificate.pem\n"
+        f"ssl_options.keyfile = {tls_folder}/key.pem\n"
+    )
+
+
 class Broker(ABC):
     """A RabbitMQ broker, and what a test may ask of it and do to it."""
 
@@ -94,11 +119,18 @@ class Broker(ABC):
     owned = True
     #: How it was chosen, for the header of a run.
     description: str
+    #: The certificate of the authority that vouches for the broker at its `tls_url`, as PEM.
+    authority: bytes
 
     @property
     @abstractmethod
     def url(self) -> str:
         """The AMQP address, which stays the same over restarts."""
+
+    @property
+    @abstractmethod
+    def tls_url(self) -> str:
+        """The address at which it speaks TLS, with a certificate for its host."""
 
     @property
     @abstractmethod
@@ -275,6 +307,11 @@ class NamedBroker(Broker):
 
     stop = kill = start
 
+    @property
+    def tls_url(self) -> str:
+        """Refuse: only a run's own broker has a certificate that the run knows."""
+        raise NotImplementedError("the certificate of a broker that was only named is not known")
+
     def ctl(self, *arguments: str) -> str:
         """Refuse: it may be on another host."""
         raise NotImplementedError(f"no rabbitmqctl {arguments} on a broker that was only named")
@@ -311,11 +348,15 @@ class Container(Broker):
         self.description = f"a container of {image}"
         self._container = RabbitMqContainer(image)
         # Ports that Docker chooses change when a container restarts; a worker could not come back.
-        for port, published in zip((5672, 15672), free_ports(2), strict=True):
+        for port, published in zip((5671, 5672, 15672), free_ports(3), strict=True):
             self._container.with_bind_ports(port, published)
-        self._container.with_env(
-            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS",
-            f"-rabbit collect_statistics_interval {STATISTICS_INTERVAL_MS}",
+        tls = tls_files(self._container.get_container_host_ip())
+        self.authority = tls["authority.pem"]
+        for name, content in tls.items():
+            self._container.with_copy_into_container(content, f"{CONTAINER_TLS}/{name}")
+        settings = "listeners.ssl.default = 5671\n" + settings_for_tests(CONTAINER_TLS)
+        self._container.with_copy_into_container(
+            settings.encode(), "/etc/rabbitmq/conf.d/90-tests.conf"
         )
         self._created = False
 
@@ -323,6 +364,11 @@ class Container(Broker):
     def url(self) -> str:
         """The address of the port that Docker publishes."""
         return f"amqp://guest:guest@{self._address(5672)}/%2F"
+
+    @property
+    def tls_url(self) -> str:
+        """The address of the TLS port that Docker publishes."""
+        return f"amqps://guest:guest@{self._address(5671)}/%2F"
 
     @property
     def management_url(self) -> str:
@@ -373,15 +419,21 @@ class Node(Broker):
         self._ctl = server.resolve().with_name("rabbitmqctl")
         self._data = tempfile.TemporaryDirectory(prefix="rabbitmq-tutorial-")
         home = Path(self._data.name)
-        self._port, self._management_port, distribution_port, epmd_port = free_ports(4)
+        ports = free_ports(5)
+        self._port, self._tls_port, self._management_port, distribution_port, epmd_port = ports
+        tls = tls_files("localhost")
+        self.authority = tls["authority.pem"]
+        for name, content in tls.items():
+            (home / name).write_bytes(content)
         (home / "conf.d").mkdir()
         (home / "advanced.config").write_text("[].\n")
         (home / "enabled_plugins").write_text("[rabbitmq_management].\n")
         (home / "rabbitmq.conf").write_text(
             f"listeners.tcp.local = 127.0.0.1:{self._port}\n"
+            f"listeners.ssl.local = 127.0.0.1:{self._tls_port}\n"
             f"management.tcp.ip = 127.0.0.1\n"
             f"management.tcp.port = {self._management_port}\n"
-            f"collect_statistics_interval = {STATISTICS_INTERVAL_MS}\n"
+            f"{settings_for_tests(str(home))}"
         )
         self._stderr = (home / "stderr.log").open("w+")
         # Whatever the machine's own settings say, in /etc/rabbitmq or in the environment, is not
@@ -418,6 +470,11 @@ class Node(Broker):
     def url(self) -> str:
         """The address of the node's port, which stays the same."""
         return f"amqp://guest:guest@localhost:{self._port}/%2F"
+
+    @property
+    def tls_url(self) -> str:
+        """The address of the node's TLS port, which stays the same."""
+        return f"amqps://guest:guest@localhost:{self._tls_port}/%2F"
 
     @property
     def management_url(self) -> str:

@@ -18,13 +18,14 @@ from tests.terminal import REPOSITORY
 
 
 def code(script: str, *names: str) -> str:
-    """Return functions, classes or methods ("Class.method") of a script, fenced.
+    """Return functions, classes or methods ("Class.method") of a script, or all of it, fenced.
 
     Raises:
         LookupError: The script has none of such a name.
     """
     source = (REPOSITORY / script).read_text(encoding="utf-8")
-    return _fence("python", "\n\n\n".join(_definition(source, name) for name in names))
+    parts = [_definition(source, name) for name in names] or [source.rstrip()]
+    return _fence("python", "\n\n\n".join(parts))
 
 
 def transcript(scene: str) -> str:
@@ -51,7 +52,8 @@ def _definition(source: str, name: str) -> str:
         else:
             raise LookupError(name)
     assert not isinstance(scope, ast.Module)
-    return "\n".join(source.splitlines()[scope.lineno - 1 : scope.end_lineno])
+    first = min([scope.lineno, *(decorator.lineno for decorator in scope.decorator_list)])
+    return "\n".join(source.splitlines()[first - 1 : scope.end_lineno])
 
 
 @functools.cache

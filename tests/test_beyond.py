@@ -1,0 +1,186 @@
+"""What a reader meets beyond the six parts: a broker on another host, tasks that fail, limits."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from pika.adapters.blocking_connection import BlockingChannel
+from pika.exceptions import ChannelClosedByBroker
+from pika.spec import Basic, BasicProperties
+
+from tests.broker import Broker, wait_until
+from tests.conftest import Run, Variant
+from tests.terminal import REPOSITORY
+from tests.test_part_2 import NEW_TASK, QUEUE, WORKER, received, send
+
+# worker.py, with tasks that can fail: each is to be a number.
+NUMBERS_ONLY = ('    time.sleep(task.count(b"."))', "    int(task)")
+
+
+def readme_commands(word: str) -> list[list[str]]:
+    """Return the arguments of the README's rabbitmqctl commands in which the word stands."""
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^(?:sudo )?rabbitmqctl (.*)$", readme, re.MULTILINE)
+    return [shlex.split(command) for command in commands if word in command]
+
+
+@pytest.mark.claim("beyond-own-user")
+def test_a_user_and_a_virtual_host_of_its_own(run: Run, own_broker: Broker) -> None:
+    commands = readme_commands("tutorial")
+    assert [command[0] for command in commands] == ["add_user", "add_vhost", "set_permissions"]
+    login, _, host = own_broker.url.partition("@")
+    assert login == "amqp://guest:guest"
+    url = f"amqp://tutorial:a%20secret@{host.replace('%2F', 'tutorial')}"
+    try:
+        for command in commands:
+            own_broker.ctl(*command)
+        receiver = run("part_1/receive.py", url=url).expect_ready()
+        elsewhere = run("part_1/receive.py").expect_ready()
+        assert run("part_1/sender.py", url=url).wait() == 0
+        receiver.expect("Received 'Hello World!'")
+        # Another virtual host has queues of its own, whatever their names.
+        with own_broker.channel() as channel:
+            channel.basic_publish(exchange="", routing_key="hello", body=b"elsewhere")
+        elsewhere.expect("Received")
+        assert elsewhere.messages == ["Received 'elsewhere'"]
+        stranger = run("part_1/sender.py", url=url.removesuffix("tutorial") + "%2F")
+        assert stranger.wait() == 1
+        assert "NOT_ALLOWED - access to vhost '/' refused" in stranger.error[0]
+    finally:
+        own_broker.ctl("delete_vhost", "tutorial")
+        own_broker.ctl("delete_user", "tutorial")
+
+
+@pytest.mark.claim("beyond-tls")
+def test_tls_with_a_certificate_that_is_trusted_and_one_that_is_not(
+    run: Run, own_broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for script in (NEW_TASK, WORKER):
+        refused = run(script, url=own_broker.tls_url)
+        assert refused.wait() == 1
+        assert refused.out == []
+        assert len(refused.error) == 1
+        assert "certificate verify failed" in refused.error[0]
+
+    authority = tmp_path / "authority.pem"
+    authority.write_bytes(own_broker.authority)
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority))
+    assert run(NEW_TASK, "secret", url=own_broker.tls_url).wait() == 0
+    worker = run(WORKER, url=own_broker.tls_url).expect("Done")
+    assert received(worker) == ["secret"]
+
+
+@pytest.mark.claim("beyond-poison")
+def test_a_task_that_always_fails_ends_one_worker_after_the_other(
+    run: Run, broker: Broker, channel: BlockingChannel, variant: Variant
+) -> None:
+    send(channel, "poison")
+    script = variant(WORKER, NUMBERS_ONLY)
+    for _ in range(3):
+        worker = run(script)
+        assert worker.wait() == 1
+        assert received(worker) == ["poison"]
+        assert "ValueError" in worker.error[-1]
+    assert broker.ready(QUEUE) == 1
+    method, _, _ = channel.basic_get(queue=QUEUE)
+    assert method
+    assert method.redelivered
+
+
+def work(task: bytes) -> None:
+    """Stand in for work that can fail: the task is to be a number."""
+    int(task)
+
+
+def on_message(
+    channel: BlockingChannel, method: Basic.Deliver, properties: BasicProperties, body: bytes
+) -> None:
+    """Do one task, or set it aside if it is one that can never be done."""
+    try:
+        work(body)
+    except ValueError as error:
+        print(f" [!] Set aside: {error}", flush=True)
+        channel.basic_nack(delivery_tag=method.delivery_tag, requeue=False)
+    else:
+        channel.basic_ack(delivery_tag=method.delivery_tag)
+
+
+@pytest.mark.claim("beyond-set-aside")
+def test_a_rejected_task_is_discarded_or_kept_in_a_queue_for_it(
+    own_broker: Broker, channel: BlockingChannel
+) -> None:
+    (set_policy,) = readme_commands("failed_tasks")
+    tasks = channel.consume(queue=QUEUE, inactivity_timeout=10)
+
+    def do(*bodies: str) -> None:
+        send(channel, *bodies)
+        for body in bodies:
+            method, properties, delivered = next(tasks)
+            assert method
+            assert properties
+            assert delivered == body.encode()
+            on_message(channel, method, properties, delivered)
+
+    send(channel)
+    do("poison 1", "1")
+    try:
+        channel.queue_declare(queue="failed_tasks", durable=True)
+        own_broker.ctl(*set_policy)
+        do("poison 2", "2")
+        wait_until(lambda: own_broker.ready("failed_tasks") == 1, "the failed task to be set aside")
+        _, kept, body = channel.basic_get(queue="failed_tasks", auto_ack=True)
+        assert kept
+        assert body == b"poison 2"
+        assert [death["reason"] for death in kept.headers["x-death"]] == ["rejected"]
+    finally:
+        channel.queue_delete(queue="failed_tasks")
+        own_broker.ctl("clear_policy", "failed_tasks")
+    channel.cancel()
+    assert own_broker.ready(QUEUE) == 0  # neither came again
+
+
+@pytest.mark.claim("beyond-consumer-timeout")
+def test_a_task_unacknowledged_for_too_long_comes_again(
+    run: Run, own_broker: Broker, channel: BlockingChannel
+) -> None:
+    set_limits = (
+        "application:set_env(rabbit, consumer_timeout, {}),"
+        "application:set_env(rabbit, channel_tick_interval, {})."
+    )
+    # In milliseconds: what a delivery may take, and how often RabbitMQ looks.
+    own_broker.ctl("eval", set_limits.format(500, 100))
+    try:
+        worker = run(WORKER).expect_ready()
+        send(channel, "long..")
+        worker.expect("Connection lost").expect("Received 'long..'", times=2)
+        assert len(worker.error) == 1
+        worker.kill()
+
+        mine = channel.connection.channel()
+        mine.basic_consume(queue=QUEUE, on_message_callback=lambda *_: None)
+        with pytest.raises(ChannelClosedByBroker, match="timed out") as caught:
+            mine.start_consuming()
+        assert caught.value.reply_code == 406
+    finally:
+        own_broker.ctl("eval", set_limits.format(1_800_000, 60_000))
+
+
+@pytest.mark.claim("beyond-transient-queues")
+def test_hello_may_be_transient_until_4_3_and_durable_in_any_version(
+    run: Run, broker: Broker, variant: Variant
+) -> None:
+    durable = ("queue_declare(queue=QUEUE)", "queue_declare(queue=QUEUE, durable=True)")
+    receiver = run(variant("part_1/receive.py", durable)).expect_ready()
+    assert run(variant("part_1/sender.py", durable)).wait() == 0
+    receiver.expect("Received 'Hello World!'")
+    receiver.kill()
+    broker.clean()
+
+    version = tuple(int(number) for number in broker.version.split(".")[:2])
+    sender = run("part_1/sender.py")
+    if version < (4, 3):
+        assert sender.wait() == 0
+    else:
+        assert sender.wait() == 1
+        assert "transient_nonexcl_queues" in sender.error[0]
