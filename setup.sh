@@ -38,8 +38,8 @@ if [ ! -e .venv/ready ] || [ -n "$(find pyproject.toml -newer .venv/ready)" ]; t
     "$python" -c 'import ensurepip' 2>/dev/null || install_package python3-venv python
     "$python" -m venv --clear .venv
     # Dependency groups need pip 25.1.
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --group dev
+    .venv/bin/python -m pip install -qq --disable-pip-version-check --upgrade 'pip>=25.1'
+    .venv/bin/python -m pip install -qq --disable-pip-version-check --group dev
     touch .venv/ready
 fi
 

@@ -46,7 +46,7 @@ def test_a_user_and_a_virtual_host_of_its_own(run: Run, own_broker: Broker) -> N
         assert elsewhere.messages == ["Received 'elsewhere'"]
         stranger = run("part_1/sender.py", url=url.removesuffix("tutorial") + "%2F")
         assert stranger.wait() == 1
-        assert "NOT_ALLOWED - access to vhost '/' refused" in stranger.error[0]
+        assert "NOT_ALLOWED - access to vhost" in stranger.error[0]
     finally:
         own_broker.ctl("delete_vhost", "tutorial")
         own_broker.ctl("delete_user", "tutorial")

@@ -14,8 +14,7 @@ OUTSIDE = {
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 PROOFS = "\n".join(
-    path.read_text(encoding="utf-8")
-    for path in sorted((REPOSITORY / "tests").glob("test_*.py"))
+    path.read_text(encoding="utf-8") for path in sorted((REPOSITORY / "tests").glob("test_*.py"))
 )
 
 
