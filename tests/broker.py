@@ -20,6 +20,7 @@ import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, unquote, urlsplit
@@ -91,10 +92,10 @@ def free_ports(number: int) -> list[int]:
     return ports
 
 
-def tls_files(host: str) -> dict[str, bytes]:
-    """Return, by file name, a new certificate for the host, its key and its authority, as PEM."""
+def tls_files(*hosts: str) -> dict[str, bytes]:
+    """Return, by file name, a new certificate for the hosts, its key and its authority, as PEM."""
     authority = trustme.CA()
-    server = authority.issue_cert(host)
+    server = authority.issue_cert(*hosts)
     return {
         "authority.pem": authority.cert_pem.bytes(),
         "certificate.pem": b"".join(blob.bytes() for blob in server.cert_chain_pems),
@@ -350,7 +351,10 @@ class Container(Broker):
         # Ports that Docker chooses change when a container restarts; a worker could not come back.
         for port, published in zip((5671, 5672, 15672), free_ports(3), strict=True):
             self._container.with_bind_ports(port, published)
-        tls = tls_files(self._container.get_container_host_ip())
+        # From inside a container another one is reached at the gateway of their network, which
+        # Docker gives the first address.
+        networks = engine.networks.get("bridge").attrs["IPAM"]["Config"]
+        tls = tls_files("localhost", *(str(ip_network(each["Subnet"])[1]) for each in networks))
         self.authority = tls["authority.pem"]
         for name, content in tls.items():
             self._container.with_copy_into_container(content, f"{CONTAINER_TLS}/{name}")
