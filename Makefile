@@ -4,9 +4,10 @@
 # make check         ruff and mypy
 # make readme        write the README's code and transcripts, from the scripts and from running them
 # make check-readme  compare them instead
+# make pictures      draw the pictures from their Graphviz sources
 # make clean         undo the set-up
 
-.PHONY: demo test bench check check-readme readme setup clean
+.PHONY: demo test bench check check-readme readme pictures setup clean
 
 demo: setup
 	@.venv/bin/python -m tests.tour
@@ -27,6 +28,10 @@ check-readme: setup
 
 readme: setup
 	@.venv/bin/cog -r -I . README.md
+
+pictures:
+	@./setup.sh pictures
+	@.venv/bin/python -m tests.pictures
 
 setup:
 	@./setup.sh

@@ -1,6 +1,10 @@
 #!/bin/sh
 # Set up what `make demo` and `make test` need: the virtual environment with its packages, and a
 # RabbitMQ where none can be had otherwise. What is there already is left alone.
+#
+#     ./setup.sh [pictures]
+#
+# adds what `make pictures` needs.
 set -eu
 cd "$(dirname "$0")"
 
@@ -49,3 +53,11 @@ if ! .venv/bin/python -m tests.broker >.setup.log 2>&1; then
     install_package rabbitmq-server rabbitmq
     .venv/bin/python -m tests.broker >.setup.log 2>&1 || fail "$(tail -n 1 .setup.log)"
 fi
+
+case ${1:-} in
+pictures)
+    command -v dot >/dev/null || install_package graphviz graphviz
+    [ -n "$(fc-list Inter)" ] || install_package fonts-inter font-inter
+    [ -n "$(fc-list 'JetBrains Mono')" ] || install_package fonts-jetbrains-mono font-jetbrains-mono
+    ;;
+esac
