@@ -5,9 +5,10 @@
 # make readme        write the README's code and transcripts, from the scripts and from running them
 # make check-readme  compare them instead
 # make pictures      draw the pictures from their Graphviz sources
+# make screenshot    take the picture of the management page, while workers work
 # make clean         undo the set-up
 
-.PHONY: demo test bench check check-readme readme pictures setup clean
+.PHONY: demo test bench check check-readme readme pictures screenshot setup clean
 
 demo: setup
 	@.venv/bin/python -m tests.tour
@@ -32,6 +33,10 @@ readme: setup
 pictures:
 	@./setup.sh pictures
 	@.venv/bin/python -m tests.pictures
+
+screenshot:
+	@./setup.sh screenshot
+	@.venv/bin/python -m tests.screenshot $(ARGS)
 
 setup:
 	@./setup.sh
