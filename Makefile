@@ -4,9 +4,11 @@
 # make check         ruff, mypy, and the schemas of the workflow and of docker-compose.yml
 # make readme        write the README's code and transcripts, from the scripts and from running them
 # make check-readme  compare them instead
+# make pictures      draw the pictures from their Graphviz sources
+# make screenshot    take the picture of the management page, while workers work
 # make clean         undo the set-up
 
-.PHONY: demo test bench check check-readme readme setup clean
+.PHONY: demo test bench check check-readme readme pictures screenshot setup clean
 
 demo: setup
 	@.venv/bin/python -m tests.tour
@@ -29,6 +31,14 @@ check-readme: setup
 
 readme: setup
 	@.venv/bin/cog -r -I . README.md
+
+pictures:
+	@./setup.sh pictures
+	@.venv/bin/python -m tests.pictures
+
+screenshot:
+	@./setup.sh screenshot
+	@.venv/bin/python -m tests.screenshot $(ARGS)
 
 setup:
 	@./setup.sh

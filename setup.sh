@@ -1,6 +1,10 @@
 #!/bin/sh
 # Set up what `make demo` and `make test` need: the virtual environment with its packages, and a
 # RabbitMQ where none can be had otherwise. What is there already is left alone.
+#
+#     ./setup.sh [pictures|screenshot]
+#
+# adds what `make pictures` or `make screenshot` needs.
 set -eu
 cd "$(dirname "$0")"
 
@@ -49,3 +53,17 @@ if ! .venv/bin/python -m tests.broker >.setup.log 2>&1; then
     install_package rabbitmq-server rabbitmq
     .venv/bin/python -m tests.broker >.setup.log 2>&1 || fail "$(tail -n 1 .setup.log)"
 fi
+
+case ${1:-} in
+pictures)
+    command -v dot >/dev/null || install_package graphviz graphviz
+    [ -n "$(fc-list Inter)" ] || install_package fonts-inter font-inter
+    [ -n "$(fc-list 'JetBrains Mono')" ] || install_package fonts-jetbrains-mono font-jetbrains-mono
+    ;;
+screenshot)
+    # Debian's driver brings the browser with it.
+    command -v chromedriver >/dev/null || install_package chromium-driver chromedriver
+    .venv/bin/python -c 'import selenium' 2>/dev/null ||
+        .venv/bin/python -m pip install --quiet --disable-pip-version-check --group screenshot
+    ;;
+esac

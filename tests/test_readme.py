@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from tests.broker import EXCHANGES, QUEUES
+from tests.pictures import SOURCES, carried, digest
 from tests.terminal import REPOSITORY
 
 # The pages outside that the text builds on, and no other.
@@ -50,3 +52,51 @@ def test_every_link_leads_somewhere() -> None:
     ]
     assert set(links) >= OUTSIDE
     assert dead == []
+
+
+SCREENSHOT = "part_2/management.png"
+PICTURES = {
+    "part_1/overallDesign.png",
+    "part_2/overallDesign.png",
+    "part_2/dispatches.png",
+    SCREENSHOT,
+    "part_3/overallDesign.png",
+    "part_3/Bindings.png",
+    "part_4/overallDesign.png",
+    "part_5/overallDesign.png",
+    "part_6/Summary.png",
+}
+
+
+def test_every_picture_is_shown_once_with_a_text_that_says_what_it_shows() -> None:
+    there = {str(path.relative_to(REPOSITORY)) for path in REPOSITORY.glob("part_*/*.png")}
+    shown = re.findall(r"!\[([^\]]*)\]\(([^)]+)\)", README)
+    assert there == PICTURES
+    assert sorted(picture for _, picture in shown) == sorted(PICTURES)
+    assert [picture for text, picture in shown if len(text.split()) < 10] == []
+
+
+def test_no_picture_is_older_than_its_source() -> None:
+    drawn = {source.with_suffix(".png"): digest(source) for source in SOURCES}
+    assert {str(path.relative_to(REPOSITORY)) for path in drawn} == PICTURES - {SCREENSHOT}
+    old = [str(path) for path, current in drawn.items() if carried(path, "digest") != current]
+    assert old == [], "make pictures draws them anew"
+
+
+def test_the_pictures_use_the_real_names() -> None:
+    node = re.compile(r'class=(producer|consumer|exchange|queue), label="((?:\\.|[^"])+)"')
+    others = re.compile(r'\\"\\"|amq\.gen-\w+…|Q[12]')  # RabbitMQ's own, and the text's examples
+    for source in SOURCES:
+        nodes = node.findall(source.read_text(encoding="utf-8"))
+        assert nodes
+        for kind, name in nodes:
+            if kind in ("producer", "consumer"):
+                assert source.with_name(name).is_file()
+            elif not others.fullmatch(name):
+                assert name in {"exchange": EXCHANGES, "queue": QUEUES}[kind]
+
+
+def test_the_screenshot_says_which_version_it_shows() -> None:
+    caption = re.search(rf"\({re.escape(SCREENSHOT)}\)\n\n\*.*RabbitMQ ([\d.]+)\.\*", README)
+    assert caption
+    assert caption[1] == carried(REPOSITORY / SCREENSHOT, "RabbitMQ")
