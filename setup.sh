@@ -1,6 +1,8 @@
 #!/bin/sh
 # Set up what `make demo` and `make test` need: the virtual environment with its packages, and a
 # RabbitMQ where none can be had otherwise. What is there already is left alone.
+#
+#     ./setup.sh [GROUP...]     with the packages of further dependency groups of pyproject.toml
 set -eu
 cd "$(dirname "$0")"
 
@@ -42,6 +44,12 @@ if [ ! -e .venv/ready ] || [ -n "$(find pyproject.toml -newer .venv/ready)" ]; t
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --group dev
     touch .venv/ready
 fi
+for group; do
+    [ -e ".venv/ready-$group" ] && continue
+    echo "setup: installing the packages for $group"
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --group "$group"
+    touch ".venv/ready-$group"
+done
 
 if ! .venv/bin/python -m tests.broker >.setup.log 2>&1; then
     # A broker that was named and cannot be used is for the person to mend.
