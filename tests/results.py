@@ -58,11 +58,13 @@ MEASURES = {
     "routing": Measure("A direct exchange with many bindings", "messages a second"),
     "topics": Measure("A topic exchange with many bindings", "messages a second"),
     "rpc_client": Measure(
-        "One call at a time, of the plainest server",
+        "One call at a time, plain server",
         "calls a second",
         {"FibonacciRpcClient": 1.0},
     ),
-    "rpc_server": Measure("Many requests in flight", "answers a second", {"rpc_server.py": 1.0}),
+    "rpc_server": Measure(
+        "Requests in flight, FibonacciRpcClient", "answers a second", {"rpc_server.py": 1.0}
+    ),
     "in_flight": Measure(
         "FibonacciRpcClient and rpc_server.py", "answers a second", {"500 in flight": 1.5}
     ),
@@ -186,5 +188,7 @@ def _spread(spread: Spread) -> str:
 
 
 def _number(value: float) -> str:
-    """Return the value for a reader: no more digits than were measured."""
-    return f"{value:.2f}" if value < 10 else f"{float(f'{value:.3g}'):,.0f}"
+    """Return the value for a reader, with three digits or more."""
+    if value < 100:
+        return f"{value:.{2 if value < 10 else 1}f}"
+    return f"{float(f'{value:.3g}'):,.0f}"
