@@ -9,7 +9,7 @@ from tests.results import MEASURES, Results, Sample
 from tests.terminal import REPOSITORY
 from tests.test_readme import README
 
-ONCE = bench.Size(scale=0.01, rounds=1, seconds=0)
+ONCE = bench.Size(scale=0.05, rounds=1, seconds=0)
 FULL_RUN = Results.read()
 
 
