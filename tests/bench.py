@@ -64,7 +64,7 @@ class Size:
         return max(round(full * self.scale), 1)
 
 
-FULL = Size(scale=1, rounds=3, seconds=150)
+FULL = Size(scale=1, rounds=3, seconds=155)
 QUICK = Size(scale=0.25, rounds=1, seconds=15)
 
 
@@ -252,11 +252,13 @@ def connections(bench: Bench) -> Iterator[Sample]:
 
 def new_task(bench: Bench) -> Iterator[Sample]:
     """Part II: the whole program, without and with a confirm."""
-    for _ in range(bench.size.of(5)):
-        for name, program in (
-            ("plain, not confirmed", "tests/plain/sender.py"),
-            ("new_task.py, confirmed", NEW_TASK),
-        ):
+    programs = (
+        ("plain, not confirmed", "tests/plain/sender.py"),
+        ("new_task.py, confirmed", NEW_TASK),
+    )
+    for _ in range(bench.size.of(3)):
+        # In turn, and neither always before the other.
+        for name, program in (*programs, *reversed(programs)):
             yield Sample("new_task", name, runs_a_second(bench.broker, 1, program, "A task"))
 
 
@@ -407,25 +409,25 @@ def routing(bench: Bench) -> Iterator[Sample]:
 def rpc(bench: Bench) -> Iterator[Sample]:
     """Part VI: the client and the server, each beside the plainest one, and calls in flight."""
     calls = bench.size.of(500)
+    few = bench.size.of(100)
     with bench.broker.channel() as channel:
         channel.queue_declare(queue=RPC_QUEUE, durable=True)
     plain = PlainRpcClient(bench.broker.url)
     with FibonacciRpcClient(bench.broker.url) as client, plain.connection:
-        with logged(bench.broker, PLAIN_SERVER):
-            in_flight(client, calls)  # warm
-            for _ in range(5):
-                for name, call in (
-                    ("plain client", plain.call),
-                    ("FibonacciRpcClient", client.call),
-                ):
-                    yield Sample("rpc_client", name, one_by_one(call, calls // 5))
-            yield Sample("rpc_server", "plain server", in_flight(client, calls))
-        with logged(bench.broker, SERVER):
-            in_flight(client, calls)
-            speed = in_flight(client, calls)
-            yield Sample("rpc_server", "rpc_server.py", speed)
-            yield Sample("in_flight", "one call at a time", one_by_one(client.call, calls))
-            yield Sample("in_flight", f"{calls} in flight", speed)
+        clients = (("plain client", plain.call), ("FibonacciRpcClient", client.call))
+        for _ in range(3):
+            with logged(bench.broker, PLAIN_SERVER):
+                in_flight(client, few)  # warm
+                yield Sample("rpc_server", "plain server", in_flight(client, calls))
+                # In turn, and neither always before the other.
+                for name, call in (*clients, *reversed(clients)):
+                    yield Sample("rpc_client", name, one_by_one(call, few))
+            with logged(bench.broker, SERVER):
+                in_flight(client, few)
+                speed = in_flight(client, calls)
+                yield Sample("rpc_server", "rpc_server.py", speed)
+                yield Sample("in_flight", "one call at a time", one_by_one(client.call, few))
+                yield Sample("in_flight", f"{calls} in flight", speed)
 
 
 def one_by_one(call: Callable[[int], int], calls: int) -> float:
