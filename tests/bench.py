@@ -386,23 +386,27 @@ def receivers(bench: Bench) -> Iterator[Sample]:
 
 def routing(bench: Bench) -> Iterator[Sample]:
     """Parts IV and V: the number of bindings that a message's key is compared with."""
-    for exchange_type, ending in (("direct", "info"), ("topic", "*")):
-        exchange = f"{exchange_type}_logs"
-        with bench.broker.channel() as channel:
-            channel.exchange_declare(exchange=exchange, exchange_type=exchange_type)
-            queue = channel.queue_declare(queue="", exclusive=True).method.queue
-            bound = 0
+    with bench.broker.channel() as channel:
+        queue = channel.queue_declare(queue="", exclusive=True).method.queue
+        exchanges = {}
+        for exchange_type, ending in (("direct", "info"), ("topic", "*")):
             for bindings in (10, 1000):
-                while bound < bindings:
-                    key = f"service-{bound}.{ending}"
-                    channel.queue_bind(queue=queue, exchange=exchange, routing_key=key)
-                    bound += 1
-                number = bench.size.of(3000)
-                speed = routed_a_second(channel, queue, number, exchange, "service-7.info")
                 name = f"{exchange_type} exchange, {bindings:,} bindings"
-                if exchange_type == "direct":
+                exchanges[name] = f"bench-{exchange_type}-{bindings}"
+                channel.exchange_declare(  # gone with the queue
+                    exchange=exchanges[name], exchange_type=exchange_type, auto_delete=True
+                )
+                for number in range(bindings):
+                    key = f"service-{number}.{ending}"
+                    channel.queue_bind(queue=queue, exchange=exchanges[name], routing_key=key)
+        plain = next(iter(exchanges))
+        for _ in range(3):
+            for name, exchange in exchanges.items():
+                messages = bench.size.of(2000)
+                speed = routed_a_second(channel, queue, messages, exchange, "service-7.info")
+                if name.startswith("direct"):
                     yield Sample("routing", name, speed)
-                if exchange_type == "topic" or bindings == 10:  # plain for both
+                if name.startswith("topic") or name == plain:
                     yield Sample("topics", name, speed)
 
 

@@ -176,7 +176,7 @@ class Results:
         """Return one line for each goal of the measure: whether it was met."""
         ratios = self.ratios(measure)
         return [
-            f"Goal for {variant}: {goal:g}, {'met' if ratio.median >= goal else 'missed'}."
+            f"Goal for {variant}: {goal:g}, {'met' if round(ratio.median, 2) >= goal else 'missed'}."
             for variant, goal in MEASURES[measure].goals.items()
             if (ratio := ratios.get(variant))
         ]
