@@ -176,9 +176,11 @@ class Results:
         """Return one line for each goal of the measure: whether it was met."""
         ratios = self.ratios(measure)
         return [
-            f"Goal for {variant}: {goal:g}, {'met' if round(ratio.median, 2) >= goal else 'missed'}."
+            f"Goal for {variant}: {goal:g}, {'met' if reached >= goal else 'missed'}."
             for variant, goal in MEASURES[measure].goals.items()
-            if (ratio := ratios.get(variant))
+            if variant in ratios
+            # As it is shown.
+            for reached in [round(ratios[variant].median, 2)]
         ]
 
 
