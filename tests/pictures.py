@@ -11,9 +11,10 @@ from pathlib import Path
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
 
-from tests.results import FILE, MEASURES, NEARLY, Results
+from tests.results import FILE, MEASURES, NEARLY, Results, shown
 
 # From Okabe and Ito's palette, which the colour-blind can tell apart.
 BLUE, ORANGE, PLAIN, GREY = "#0072B2", "#E69F00", "#999999", "#555555"
@@ -43,7 +44,7 @@ def bars(axes: Axes, results: Results, measure: str) -> None:
     )
     for name, value in values.items():
         axes.annotate(
-            f"{value.median:,.0f}",
+            shown(value.median),
             (value.most, name),
             xytext=(6, 0),
             textcoords="offset points",
@@ -158,7 +159,8 @@ def draw(results: Results, folder: Path) -> None:
     """Write the pictures to the folder, on white, so that dark pages show them too."""
     with mpl.rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 10}):
         for name, (height, picture) in PICTURES.items():
-            figure = Figure(figsize=(WIDTH, height), layout="constrained", facecolor="white")
+            layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1)
+            figure = Figure(figsize=(WIDTH, height), layout=layout, facecolor="white")
             picture(figure, results)
             figure.supxlabel(results.conditions, fontsize=8, color=GREY, x=0.01, ha="left")
             # Without its version a picture of the same figures stays the same.

@@ -165,7 +165,7 @@ class Results:
                 f"| {what.title} | {what.unit} | times the first (least to most of {pairs}) |",
                 "|---|--:|--:|",
                 *(
-                    f"| {name} | {_number(values[name].median)} |"
+                    f"| {name} | {shown(values[name].median)} |"
                     f" {'1' if name == plain else _spread(ratio)} |"
                     for name, ratio in ratios.items()
                 ),
@@ -185,11 +185,11 @@ class Results:
 
 
 def _spread(spread: Spread) -> str:
-    median, least, most = map(_number, spread)
+    median, least, most = map(shown, spread)
     return f"{median} ({least} to {most})"
 
 
-def _number(value: float) -> str:
+def shown(value: float) -> str:
     """Return the value for a reader, with three digits or more."""
     if value < 100:
         return f"{value:.{2 if value < 10 else 1}f}"
