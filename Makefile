@@ -1,6 +1,6 @@
 # make demo          all parts running: each command line, and what it printed
 # make test          the proofs; make test ARGS="--broker=docker -k part_2" chooses
-# make bench         what safety costs: worker and RPC beside the plainest programs
+# make bench         what each choice costs, in tables and pictures; make bench QUICK=1 is coarser
 # make check         ruff, mypy, and the schemas of the workflow and of docker-compose.yml
 # make readme        write the README's code and transcripts, from the scripts and from running them
 # make check-readme  compare them instead
@@ -16,10 +16,12 @@ demo: setup
 test: setup
 	@.venv/bin/python -m pytest $(ARGS)
 
-bench: setup
-	@.venv/bin/python -m tests.bench
+bench:
+	@./setup.sh bench
+	@.venv/bin/python -m tests.bench $(if $(QUICK),--quick)
 
-check: setup
+check:
+	@./setup.sh bench
 	@.venv/bin/ruff check
 	@.venv/bin/ruff format --check
 	@.venv/bin/mypy

@@ -2,9 +2,9 @@
 # Set up what `make demo` and `make test` need: the virtual environment with its packages, and a
 # RabbitMQ where none can be had otherwise. What is there already is left alone.
 #
-#     ./setup.sh [pictures|screenshot]
+#     ./setup.sh [bench|pictures|screenshot]
 #
-# adds what `make pictures` or `make screenshot` needs.
+# adds what the make target of that name needs.
 set -eu
 cd "$(dirname "$0")"
 
@@ -23,7 +23,7 @@ install_package() {
         echo "setup: installing $1 by apt-get"
         # shellcheck disable=SC2086 # as_root is one word or none
         { $as_root apt-get update && $as_root env DEBIAN_FRONTEND=noninteractive \
-            apt-get install -y --no-install-recommends "$1"; } >.setup.log 2>&1 ||
+            apt-get install -y --no-install-recommends -o DPkg::Lock::Timeout=120 "$1"; } >.setup.log 2>&1 ||
             fail "apt-get could not install $1; .setup.log says why"
     elif command -v brew >/dev/null; then
         echo "setup: installing $2 by Homebrew"
@@ -33,7 +33,13 @@ install_package() {
     fi
 }
 
-if [ ! -e .venv/ready ] || [ -n "$(find pyproject.toml -newer .venv/ready)" ]; then
+# Install the packages of a dependency group of pyproject.toml.
+install_group() {
+    .venv/bin/python -m pip install -qq --disable-pip-version-check --group "$1"
+    touch ".venv/ready-$1"
+}
+
+if [ ! -e .venv/ready-dev ] || [ -n "$(find pyproject.toml -newer .venv/ready-dev)" ]; then
     python=${PYTHON:-python3}
     "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
         fail "$python is not Python 3.11 or later; name one: make PYTHON=/path/to/python3.12 ..."
@@ -43,8 +49,7 @@ if [ ! -e .venv/ready ] || [ -n "$(find pyproject.toml -newer .venv/ready)" ]; t
     "$python" -m venv --clear .venv
     # Dependency groups need pip 25.1.
     .venv/bin/python -m pip install -qq --disable-pip-version-check --upgrade 'pip>=25.1'
-    .venv/bin/python -m pip install -qq --disable-pip-version-check --group dev
-    touch .venv/ready
+    install_group dev
 fi
 
 if ! .venv/bin/python -m tests.broker >.setup.log 2>&1; then
@@ -55,6 +60,9 @@ if ! .venv/bin/python -m tests.broker >.setup.log 2>&1; then
 fi
 
 case ${1:-} in
+bench)
+    [ -e .venv/ready-bench ] || install_group bench
+    ;;
 pictures)
     command -v dot >/dev/null || install_package graphviz graphviz
     [ -n "$(fc-list Inter)" ] || install_package fonts-inter font-inter
@@ -63,7 +71,6 @@ pictures)
 screenshot)
     # Debian's driver brings the browser with it.
     command -v chromedriver >/dev/null || install_package chromium-driver chromedriver
-    .venv/bin/python -c 'import selenium' 2>/dev/null ||
-        .venv/bin/python -m pip install --quiet --disable-pip-version-check --group screenshot
+    [ -e .venv/ready-screenshot ] || install_group screenshot
     ;;
 esac

@@ -1,220 +1,559 @@
-"""What the safety of the worker and of RPC costs, beside the plainest programs that do the same.
+"""What each choice costs: the tutorial's scripts and other ways, beside the plainest that will do.
 
-    make bench
+    make bench            within three minutes; writes bench/results.json and the pictures
+    make bench QUICK=1    within half a minute, coarser; writes to bench/quick/
 
-Ours and the plain one run in turn, round after round, on the same broker. What counts is the ratio
-within a round, since machines are noisy: its median, and its spread.
+The variants of a measure run in turn, round after round, on the same broker. What counts is the
+ratio within a round, since machines are noisy: its median, and its spread.
 """
 
 import argparse
 import contextlib
 import os
-import statistics
+import platform
 import subprocess
 import sys
+import tempfile
 import time
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import pika
+import psutil
 from pika.adapters.blocking_connection import BlockingChannel
-from pika.spec import Basic, BasicProperties
+from pika.spec import BasicProperties
 
 from part_6.rpc_client import FibonacciRpcClient
 from tests.broker import KINDS, Broker, NoBrokerError, running, wait_until
-from tests.terminal import REPOSITORY, script_environment
+from tests.plain.rpc_client import PlainRpcClient
+from tests.results import FILE, MEASURES, Results, Sample, Task
+from tests.terminal import REPOSITORY, Terminal, replaced, script_environment
 
-TASKS, CALLS = 2000, 500
+HELLO, TASK_QUEUE, RPC_QUEUE, LOGS = "hello", "task_queue", "rpc_queue", "logs"
+NEW_TASK, WORKER, SERVER = "part_2/new_task.py", "part_2/worker.py", "part_6/rpc_server.py"
+PLAIN_WORKER, PLAIN_SERVER = "tests/plain/worker.py", "tests/plain/rpc_server.py"
+PRODUCER, PIPELINED = "tests/plain/producer.py", "tests/plain/pipelined_producer.py"
 
-_PLAIN_CONSUMER = """
-import os, time, pika
-channel = pika.BlockingConnection(pika.URLParameters(os.environ["RABBITMQ_URL"])).channel()
-channel.queue_declare(queue=QUEUE, durable=True)
-channel.basic_qos(prefetch_count=1)
-channel.basic_consume(queue=QUEUE, on_message_callback=on_message)
-channel.start_consuming()
-"""
-
-PLAIN_WORKER = f"""
-QUEUE = "task_queue"
-def on_message(channel, method, properties, body):
-    print(f" [x] Received {{body.decode()}}", flush=True)
-    time.sleep(body.count(b"."))
-    print(" [x] Done", flush=True)
-    channel.basic_ack(delivery_tag=method.delivery_tag)
-{_PLAIN_CONSUMER}
-"""
-
-PLAIN_SERVER = f"""
-QUEUE = "rpc_queue"
-def fib(n):
-    current, following = 0, 1
-    for _ in range(n):
-        current, following = following, current + following
-    return current
-def on_message(channel, method, properties, body):
-    print(f" [.] fib({{int(body)}})", flush=True)
-    channel.basic_publish(
-        exchange="",
-        routing_key=properties.reply_to,
-        properties=pika.BasicProperties(correlation_id=properties.correlation_id),
-        body=str(fib(int(body))),
-    )
-    channel.basic_ack(delivery_tag=method.delivery_tag)
-{_PLAIN_CONSUMER}
-"""
+# The scripts with 50 ms of work for each dot, or each request, so that more fits into the time.
+DOT = ('time.sleep(task.count(b"."))', 'time.sleep(0.05 * task.count(b"."))')
+REQUEST = (
+    "    current, following = 0, 1\n",
+    "    time.sleep(0.05)\n    current, following = 0, 1\n",
+)
+BLIND = ("    channel.basic_qos(prefetch_count=1)", "    # dispatched without a limit;")
+HEAVY, LIGHT = "......", "."
 
 
-class PlainClient:
-    """The plainest RPC client: one call at a time, no error, no time limit."""
+@dataclass(frozen=True)
+class Size:
+    """How much is measured.
 
-    def __init__(self, url: str) -> None:
-        self.connection = pika.BlockingConnection(pika.URLParameters(url))
-        self.channel = self.connection.channel()
-        self.queue = self.channel.queue_declare(queue="", exclusive=True).method.queue
-        self.channel.basic_consume(
-            queue=self.queue, on_message_callback=self.on_answer, auto_ack=True
-        )
-        self.correlation_id = ""
-        self.answer: bytes | None = None
+    Attributes:
+        scale: How much is done in a round, beside a full run.
+        rounds: How many rounds there are at the least.
+        seconds: For how long there is one more round, as long as one fits in.
+    """
 
-    def on_answer(
-        self,
-        _: BlockingChannel,
-        method: Basic.Deliver,
-        properties: BasicProperties,
-        body: bytes,
-    ) -> None:
-        """Take the answer to the call under way."""
-        if properties.correlation_id == self.correlation_id:
-            self.answer = body
+    scale: float
+    rounds: int
+    seconds: float
 
-    def call(self, n: int) -> int:
-        """Return the n-th Fibonacci number."""
-        self.answer = None
-        self.correlation_id = str(uuid.uuid4())
-        self.channel.basic_publish(
-            exchange="",
-            routing_key="rpc_queue",
-            properties=BasicProperties(reply_to=self.queue, correlation_id=self.correlation_id),
-            body=str(n).encode(),
-        )
-        while self.answer is None:
-            self.connection.process_data_events(time_limit=None)
-        return int(self.answer)
+    def of(self, full: int) -> int:
+        """Return how often to do what a full run does so often."""
+        return max(round(full * self.scale), 1)
+
+
+FULL = Size(scale=1, rounds=3, seconds=155)
+QUICK = Size(scale=0.25, rounds=1, seconds=15)
+
+
+@dataclass
+class Bench:
+    """What to measure on, and how much.
+
+    Attributes:
+        broker: It is left clean after each measure.
+        size: How much is measured.
+        folder: For altered copies of scripts.
+        timelines: What the workers of the last `dispatch` did, by variant.
+    """
+
+    broker: Broker
+    size: Size
+    folder: Path
+    timelines: dict[str, list[Task]]
+
+    def altered(self, script: str, *replacements: tuple[str, str]) -> str:
+        """Return the path of a copy of the script, with parts of its text replaced."""
+        text = (REPOSITORY / script).read_text(encoding="utf-8")
+        copy = self.folder / f"altered_{Path(script).name}"
+        copy.write_text(replaced(text, *replacements), encoding="utf-8")
+        return str(copy)
+
+
+class Programs(contextlib.ExitStack):
+    """Programs that run on the broker until the end, and the time of each line that they print."""
+
+    def __init__(self, broker: Broker) -> None:
+        """Have programs reach the broker."""
+        super().__init__()
+        self._broker = broker
+        self.started: list[Terminal] = []
+        self.printed: list[tuple[float, Terminal, str]] = []
+
+    def start(self, *command: str) -> Terminal:
+        """Start a program."""
+        terminal = Terminal(str(len(self.started)), self._broker.url, self._echo, *command)
+        self.started.append(terminal)
+        self.callback(terminal.kill)
+        return terminal
+
+    def start_ready(self, number: int, *command: str) -> None:
+        """Start a program until there are so many, and wait until all of them are ready."""
+        while len(self.started) < number:
+            self.start(*command)
+        for terminal in self.started:
+            terminal.expect_ready()
+
+    def wait_for(self, text: str, times: int) -> float:
+        """Return when `text` was printed for the last of so many times, once it was."""
+
+        def found() -> list[float]:
+            seen = [when for when, _, line in list(self.printed) if text in line]
+            return seen[:times] if len(seen) >= times else []
+
+        return wait_until(found, f"{times} lines with {text!r}", seconds=60)[-1]
+
+    def _echo(self, terminal: Terminal, line: str) -> None:
+        self.printed.append((time.perf_counter(), terminal, line))
 
 
 @contextlib.contextmanager
-def consumer(broker: Broker, queue: str, *command: str) -> Iterator[None]:
-    """Run a Python program that consumes from the queue, while inside."""
-    with subprocess.Popen(
-        [sys.executable, *command],
-        cwd=REPOSITORY,
-        env=script_environment(broker.url),
-        stdout=subprocess.DEVNULL,
-    ) as process:
+def logged(broker: Broker, *command: str) -> Iterator[Callable[[str], int]]:
+    """Run a consumer; yield what tells how often a text stands in its output so far.
+
+    Its output goes to a file: who reads a pipe along takes time from what is measured.
+    """
+    with (
+        tempfile.NamedTemporaryFile() as log,
+        subprocess.Popen(
+            [sys.executable, *command],
+            cwd=REPOSITORY,
+            env=script_environment(broker.url),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+        ) as process,
+    ):
+
+        def count(text: str) -> int:
+            return Path(log.name).read_bytes().count(text.encode())
+
         try:
-            wait_until(lambda: broker.consumers(queue) == 1, "the consumer")
-            yield
+            wait_until(lambda: count("[*] "), f"{command[0]} to be ready", pause=0.002)
+            yield count
         finally:
             process.kill()
 
 
-def tasks_a_second(broker: Broker, *command: str) -> float:
-    """Return how many empty tasks a worker does in a second."""
+def waiting(channel: BlockingChannel, queue: str) -> int:
+    """Return how many messages wait in the queue."""
+    return int(channel.queue_declare(queue=queue, passive=True).method.message_count)
+
+
+def routed_a_second(
+    channel: BlockingChannel, queue: str, number: int, exchange: str, routing_key: str
+) -> float:
+    """Return how many messages a second go from the channel through the exchange to the queue."""
+    expected = waiting(channel, queue) + number
+    began = time.perf_counter()
+    for _ in range(number):
+        channel.basic_publish(exchange=exchange, routing_key=routing_key, body=b"A message")
+    # A queue answers this before the last messages, if it is asked soon enough.
+    wait_until(lambda: waiting(channel, queue) == expected, "the last message", pause=0)
+    return number / (time.perf_counter() - began)
+
+
+def runs_a_second(broker: Broker, times: int, *command: str) -> float:
+    """Return how many runs of a program there are in a second, one after the other."""
+    began = time.perf_counter()
+    for _ in range(times):
+        with Programs(broker) as programs:
+            if code := programs.start(*command).wait():
+                raise RuntimeError(f"{command} ended with exit code {code}")
+    return times / (time.perf_counter() - began)
+
+
+def sent_a_second(
+    broker: Broker, seconds: float, *command: str, producers: int = 1, quorum: bool = False
+) -> float:
+    """Return how many messages a second come to a new, durable queue while producers run."""
+    arguments = {"x-queue-type": "quorum" if quorum else "classic"}
+    with broker.channel() as channel, Programs(broker) as programs:
+        channel.queue_declare(queue=TASK_QUEUE, durable=True, arguments=arguments)
+        programs.start_ready(producers, *command)
+        begin = wait_until(lambda: waiting(channel, TASK_QUEUE), "the first message")
+        began = time.perf_counter()
+        time.sleep(seconds)  # which is what is measured
+        sent = waiting(channel, TASK_QUEUE) - begin
+        took = time.perf_counter() - began
+    broker.clean()
+    return sent / took
+
+
+def publish_tasks(channel: BlockingChannel, tasks: Iterable[str]) -> None:
+    """Send persistent tasks to the task queue."""
+    for task in tasks:
+        channel.basic_publish(
+            exchange="",
+            routing_key=TASK_QUEUE,
+            body=task.encode(),
+            properties=BasicProperties(delivery_mode=pika.DeliveryMode.Persistent),
+        )
+
+
+def done_a_second(broker: Broker, tasks: int, *command: str) -> float:
+    """Return how many of many tasks a worker does in a second."""
     with broker.channel() as channel:
-        channel.queue_declare(queue="task_queue", durable=True)
-        for _ in range(TASKS):
-            channel.basic_publish(
-                exchange="",
-                routing_key="task_queue",
-                body=b"task",
-                properties=BasicProperties(delivery_mode=pika.DeliveryMode.Persistent),
+        channel.queue_declare(queue=TASK_QUEUE, durable=True)
+        publish_tasks(channel, ["task"] * tasks)
+        wait_until(lambda: waiting(channel, TASK_QUEUE) == tasks, "all tasks to be there")
+    with logged(broker, *command) as printed:
+        begin, began = printed("Done"), time.perf_counter()
+        wait_until(lambda: printed("Done") > 0.8 * tasks, "the tasks", seconds=60, pause=0.002)
+        done, took = printed("Done") - begin, time.perf_counter() - began
+    broker.clean()
+    # On a busy machine most may be done before one comes to look.
+    return done / took if begin < tasks / 2 else done_a_second(broker, 2 * tasks, *command)
+
+
+def counted(number: int, what: str) -> str:
+    """Return such as "1 worker" or "2 workers"."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def connections(bench: Bench) -> Iterator[Sample]:
+    """Part I: each message with a program, with a connection, or with nothing of its own."""
+    times = bench.size.of(3)
+    a_program = runs_a_second(bench.broker, times, "part_1/sender.py")
+    yield Sample("connections", "sender.py, a program for each message", a_program)
+    times = bench.size.of(40)
+    began = time.perf_counter()
+    for _ in range(times):
+        with bench.broker.channel() as channel:
+            channel.queue_declare(queue=HELLO)
+            channel.basic_publish(exchange="", routing_key=HELLO, body=b"A message")
+    a_connection = times / (time.perf_counter() - began)
+    yield Sample("connections", "a connection for each message", a_connection)
+    with bench.broker.channel() as channel:
+        for_all = routed_a_second(channel, HELLO, bench.size.of(4000), "", HELLO)
+    yield Sample("connections", "one channel for all", for_all)
+
+
+def new_task(bench: Bench) -> Iterator[Sample]:
+    """Part II: the whole program, without and with a confirm."""
+    programs = (
+        ("plain, not confirmed", "tests/plain/sender.py"),
+        ("new_task.py, confirmed", NEW_TASK),
+    )
+    for _ in range(bench.size.of(3)):
+        # In turn, and neither always before the other.
+        for name, program in (*programs, *reversed(programs)):
+            yield Sample("new_task", name, runs_a_second(bench.broker, 1, program, "A task"))
+
+
+def sending(bench: Bench) -> Iterator[Sample]:
+    """Part II: persistence and confirms, and confirms that are not waited for one by one."""
+    for name, *command in (
+        ("transient", PRODUCER),
+        ("persistent", PRODUCER, "persistent"),
+        ("persistent, confirmed one by one", PRODUCER, "persistent", "confirmed"),
+        ("persistent, confirmed, 100 in flight", PIPELINED, "100"),
+    ):
+        speed = sent_a_second(bench.broker, 0.6 * bench.size.scale, *command)
+        yield Sample("sending", name, speed)
+
+
+def producers(bench: Bench) -> Iterator[Sample]:
+    """Part II: confirms for several producers at once."""
+    for number in (1, 2, 4, 8):
+        command = (PRODUCER, "persistent", "confirmed")
+        seconds = 0.6 * bench.size.scale
+        speed = sent_a_second(bench.broker, seconds, *command, producers=number)
+        yield Sample("producers", counted(number, "producer"), speed)
+
+
+def queue_types(bench: Bench) -> Iterator[Sample]:
+    """Part II: a queue that is replicated, or could be."""
+    for measure, *command in (
+        ("queue_types", PRODUCER, "persistent", "confirmed"),
+        ("queue_types_in_flight", PIPELINED, "100"),
+    ):
+        for name, broker, quorum in (
+            ("classic queue", bench.broker, False),
+            ("quorum queue on one node", bench.broker, True),
+        ):
+            speed = sent_a_second(broker, 0.6 * bench.size.scale, *command, quorum=quorum)
+            yield Sample(measure, name, speed)
+
+
+def working(bench: Bench) -> Iterator[Sample]:
+    """Part II: the worker, and the prefetch count, on tasks that are nothing but overhead."""
+    tasks = bench.size.of(2000)
+    for name, *command in (
+        ("plain, prefetch 1", PLAIN_WORKER, "1"),
+        ("worker.py, prefetch 1", WORKER),
+        ("plain, prefetch 10", PLAIN_WORKER, "10"),
+        ("plain, prefetch 100", PLAIN_WORKER, "100"),
+        ("plain, auto_ack", PLAIN_WORKER, "auto_ack"),
+    ):
+        speed = done_a_second(bench.broker, tasks, *command)
+        yield Sample("working", name, speed)
+
+
+def workers(bench: Bench) -> Iterator[Sample]:
+    """Part II: more workers."""
+    script = bench.altered(WORKER, DOT)
+    done = 0
+    with Programs(bench.broker) as programs, bench.broker.channel() as channel:
+        for number in (1, 2, 4, 8):
+            programs.start_ready(number, script)
+            tasks = number * bench.size.of(10)
+            began = time.perf_counter()
+            publish_tasks(channel, ["."] * tasks)
+            done += tasks
+            speed = tasks / (programs.wait_for("Done", done) - began)
+            yield Sample("workers", counted(number, "worker"), speed)
+
+
+def dispatch(bench: Bench) -> Iterator[Sample]:
+    """Part II: heavy and light tasks in turn, dispatched blindly and fairly."""
+    for name, *replacements in (("blind, no limit", BLIND), ("fair, prefetch 1",)):
+        script = bench.altered(WORKER, DOT, *replacements)
+        with Programs(bench.broker) as programs, bench.broker.channel() as channel:
+            programs.start_ready(2, script)
+            began = time.perf_counter()
+            publish_tasks(channel, [HEAVY, LIGHT] * 4)
+            ended = programs.wait_for("Done", 8)
+        bench.timelines[name] = list(timeline(programs, began))
+        bench.broker.clean()
+        yield Sample("dispatch", name, ended - began)
+
+
+def timeline(programs: Programs, began: float) -> Iterator[Task]:
+    """Return which worker did what when."""
+    for number, worker in enumerate(programs.started, start=1):
+        lines = [
+            (when - began, line)
+            for when, terminal, line in programs.printed
+            if terminal is worker and "[x]" in line
+        ]
+        for (begin, received), (end, _) in zip(lines[::2], lines[1::2], strict=True):
+            yield Task(number, "heavy" if HEAVY in received else "light", begin, end)
+
+
+def footprint(bench: Bench) -> Iterator[Sample]:
+    """Parts II and VI: a consumer's memory, and the time that it takes to start."""
+    for name, *command in (
+        ("plain worker", PLAIN_WORKER, "1"),
+        ("worker.py", WORKER),
+        ("plain server", PLAIN_SERVER),
+        ("rpc_server.py", SERVER),
+    ):
+        with Programs(bench.broker) as programs:
+            began = time.perf_counter()
+            program = programs.start(*command)
+            ready = programs.wait_for("[*] ", 1)
+            yield Sample("ready", name, ready - began)
+            yield Sample(
+                "memory", name, psutil.Process(program.process.pid).memory_info().rss / 1e6
             )
 
-        def left() -> int:
-            declared = channel.queue_declare(queue="task_queue", passive=True)
-            return int(declared.method.message_count)
 
-        wait_until(lambda: left() == TASKS, "all tasks to be in the queue")
-        with consumer(broker, "task_queue", *command):
-            # It has begun, so that its start does not count.
-            first = left()
+def receivers(bench: Bench) -> Iterator[Sample]:
+    """Part III: a copy for each receiver."""
+    for number in (1, 8, 64):
+        messages = bench.size.of(6400) // number
+        with Programs(bench.broker) as programs, bench.broker.channel() as channel:
+            copies = str(messages * number)
+            programs.start_ready(1, "tests/plain/receivers.py", str(number), copies)
             began = time.perf_counter()
-            wait_until(lambda: left() == 0, "all tasks to be taken", seconds=60)
-            took = time.perf_counter() - began
-    broker.clean()
-    return first / took
+            for _ in range(messages):
+                channel.basic_publish(exchange=LOGS, routing_key="", body=b"A message")
+            speed = messages / (programs.wait_for("Received all", 1) - began)
+        yield Sample("receivers", counted(number, "receiver"), speed)
 
 
-def calls_a_second(call: Callable[[int], int]) -> float:
-    """Return how many calls return in a second, one after the other."""
+def routing(bench: Bench) -> Iterator[Sample]:
+    """Parts IV and V: the number of bindings that a message's key is compared with."""
+    with bench.broker.channel() as channel:
+        queue = channel.queue_declare(queue="", exclusive=True).method.queue
+        exchanges = {}
+        for exchange_type, ending in (("direct", "info"), ("topic", "*")):
+            for bindings in (10, 1000):
+                name = f"{exchange_type} exchange, {bindings:,} bindings"
+                exchanges[name] = f"bench-{exchange_type}-{bindings}"
+                channel.exchange_declare(  # gone with the queue
+                    exchange=exchanges[name], exchange_type=exchange_type, auto_delete=True
+                )
+                for number in range(bindings):
+                    key = f"service-{number}.{ending}"
+                    channel.queue_bind(queue=queue, exchange=exchanges[name], routing_key=key)
+        plain = next(iter(exchanges))
+        for _ in range(3):
+            for name, exchange in exchanges.items():
+                messages = bench.size.of(2000)
+                speed = routed_a_second(channel, queue, messages, exchange, "service-7.info")
+                if name.startswith("direct"):
+                    yield Sample("routing", name, speed)
+                if name.startswith("topic") or name == plain:
+                    yield Sample("topics", name, speed)
+
+
+def rpc(bench: Bench) -> Iterator[Sample]:
+    """Part VI: the client and the server, each beside the plainest one, and calls in flight."""
+    calls = bench.size.of(500)
+    few = bench.size.of(100)
+    with bench.broker.channel() as channel:
+        channel.queue_declare(queue=RPC_QUEUE, durable=True)
+    plain = PlainRpcClient(bench.broker.url)
+    with FibonacciRpcClient(bench.broker.url) as client, plain.connection:
+        clients = (("plain client", plain.call), ("FibonacciRpcClient", client.call))
+        for _ in range(3):
+            with logged(bench.broker, PLAIN_SERVER):
+                in_flight(client, few)  # warm
+                yield Sample("rpc_server", "plain server", in_flight(client, calls))
+                # In turn, and neither always before the other.
+                for name, call in (*clients, *reversed(clients)):
+                    yield Sample("rpc_client", name, one_by_one(call, few))
+            with logged(bench.broker, SERVER):
+                in_flight(client, few)
+                speed = in_flight(client, calls)
+                yield Sample("rpc_server", "rpc_server.py", speed)
+                yield Sample("in_flight", "one call at a time", one_by_one(client.call, few))
+                yield Sample("in_flight", f"{calls} in flight", speed)
+
+
+def one_by_one(call: Callable[[int], int], calls: int) -> float:
+    """Return how many calls are answered in a second, one after the other."""
     began = time.perf_counter()
-    for _ in range(CALLS):
+    for _ in range(calls):
         call(5)
-    return CALLS / (time.perf_counter() - began)
+    return calls / (time.perf_counter() - began)
 
 
-def in_flight_a_second(client: FibonacciRpcClient) -> float:
-    """Return how many calls return in a second, all sent before the first is waited for."""
+def in_flight(client: FibonacciRpcClient, calls: int) -> float:
+    """Return how many calls are answered in a second, all sent before the first is waited for."""
     began = time.perf_counter()
-    for correlation_id in [client.request(5, timeout=60) for _ in range(CALLS)]:
+    for correlation_id in [client.request(5, timeout=60) for _ in range(calls)]:
         client.result(correlation_id)
-    return CALLS / (time.perf_counter() - began)
+    return calls / (time.perf_counter() - began)
 
 
-def measure(broker: Broker) -> dict[str, tuple[float, float]]:
-    """Return one round: for each measure ours and what it is compared with, both per second."""
-    results = {
-        "worker.py, empty tasks: ours / plain": (
-            tasks_a_second(broker, "part_2/worker.py"),
-            tasks_a_second(broker, "-c", PLAIN_WORKER),
-        )
-    }
-    with broker.channel() as channel:
-        channel.queue_declare(queue="rpc_queue", durable=True)
-    with FibonacciRpcClient(broker.url) as client:
-        with consumer(broker, "rpc_queue", "part_6/rpc_server.py"):
-            in_flight_a_second(client)  # warm
-            ours = (in_flight_a_second(client), calls_a_second(client.call))
-        with consumer(broker, "rpc_queue", "-c", PLAIN_SERVER):
-            in_flight_a_second(client)
-            plain_in_flight = in_flight_a_second(client)
-            plain_client = PlainClient(broker.url)
-            plain_calls = calls_a_second(plain_client.call)
-            plain_client.connection.close()
-    results[f"rpc_server.py, {CALLS} in flight: ours / plain"] = (ours[0], plain_in_flight)
-    results["rpc, one call at a time: ours / plain"] = (ours[1], plain_calls)
-    results[f"rpc, ours: {CALLS} in flight / one at a time"] = ours
-    broker.clean()
+def servers(bench: Bench) -> Iterator[Sample]:
+    """Part VI: more servers."""
+    script = bench.altered(SERVER, REQUEST)
+    with Programs(bench.broker) as programs, FibonacciRpcClient(bench.broker.url) as client:
+        for number in (1, 2, 4):
+            programs.start_ready(number, script)
+            speed = in_flight(client, number * bench.size.of(10))
+            yield Sample("servers", counted(number, "server"), speed)
+
+
+ALL: tuple[Callable[[Bench], Iterator[Sample]], ...] = (
+    connections,
+    new_task,
+    sending,
+    producers,
+    queue_types,
+    working,
+    workers,
+    dispatch,
+    footprint,
+    receivers,
+    routing,
+    rpc,
+    servers,
+)
+
+
+def measure(
+    broker: Broker,
+    size: Size,
+    tell: Callable[[Sample], None],
+    measures: Sequence[Callable[[Bench], Iterator[Sample]]] = ALL,
+) -> Results:
+    """Measure on the broker, round after round.
+
+    Args:
+        broker: Where to measure.
+        size: How much.
+        tell: Is called with each sample.
+        measures: What to measure.
+    """
+    results = Results(
+        versions={
+            "RabbitMQ": broker.version,
+            "Python": platform.python_version(),
+            "pika": pika.__version__,
+        },
+        cores=os.cpu_count() or 1,
+    )
+    began, rounds = time.monotonic(), 0
+    with tempfile.TemporaryDirectory(prefix="rabbitmq-tutorial-") as folder:
+        bench = Bench(broker, size, Path(folder), results.timelines)
+        # One more, as long as it fits in, if it takes no longer than those before it.
+        while rounds < size.rounds or (
+            (time.monotonic() - began) * (rounds + 1) / rounds < size.seconds
+        ):
+            for one in measures:
+                for sample in one(bench):
+                    results.add(sample)
+                    tell(sample)
+                broker.clean()
+            rounds += 1
     return results
 
 
 def main() -> None:
-    """Measure round after round, and print the table."""
+    """Measure all, print the tables, and write them and the pictures."""
+    # Only here: who runs a single measure, as a test does, need not have them.
+    from tqdm import tqdm
+
+    from tests.charts import draw
+
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--broker", choices=KINDS, default="auto", help="as pytest's option")
-    parser.add_argument("--rounds", type=int, default=7, help="how many (default: 7)")
+    parser.add_argument("--quick", action="store_true", help="coarser, and not for the README")
     arguments = parser.parse_args()
+    size = QUICK if arguments.quick else FULL
+    file = FILE.parent / "quick" / FILE.name if arguments.quick else FILE
     try:
-        with running(arguments.broker, print) as broker:
-            print(
-                f"RabbitMQ {broker.version}, {broker.description}; Python"
-                f" {sys.version.split()[0]}, pika {pika.__version__}, {os.cpu_count()} cores"
-            )
-            rounds = [measure(broker) for _ in range(arguments.rounds)]
+        with (
+            running(arguments.broker, print) as broker,
+            tqdm(
+                total=size.seconds, bar_format="{percentage:3.0f} %|{bar}| {elapsed} {desc}"
+            ) as bar,
+        ):
+
+            def tell(sample: Sample) -> None:
+                bar.n = min(bar.format_dict["elapsed"], size.seconds)
+                bar.set_description_str(f"{sample.measure}: {sample.variant}")
+
+            results = measure(broker, size, tell)
     except NoBrokerError as error:
         sys.exit(f"{error}")
-    print(f"{'median of ' + str(len(rounds)) + ' rounds':50} ratio  (min - max)    per second")
-    for name in rounds[0]:
-        ratios = [a / b for a, b in (one[name] for one in rounds)]
-        first, second = (statistics.median(one[name][i] for one in rounds) for i in (0, 1))
-        print(
-            f"{name:50} {statistics.median(ratios):5.2f}  ({min(ratios):.2f} - {max(ratios):.2f})"
-            f"  {first:6.0f} / {second:.0f}"
-        )
+    except KeyboardInterrupt:
+        sys.exit(130)
+    for name in MEASURES:
+        print("\n".join(["", results.table(name), *results.goals(name)]))
+    print(f"\n{results.conditions}")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    results.write(file)
+    draw(results, file.parent)
+    print(f"Written to {file.parent.relative_to(REPOSITORY)}/, with pictures.")
 
 
 if __name__ == "__main__":

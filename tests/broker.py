@@ -70,8 +70,10 @@ class NoBrokerError(Exception):
     """No broker of the kind asked for can be had. The text is one line that says why."""
 
 
-def wait_until(condition: Callable[[], T], what: str, seconds: float = 15) -> T:
-    """Return the first true result of `condition`, which is asked again and again.
+def wait_until(
+    condition: Callable[[], T], what: str, seconds: float = 15, pause: float = 0.02
+) -> T:
+    """Return the first true result of `condition`, which is asked again after each pause.
 
     Raises:
         TimeoutError: There was none for `seconds`; the text says `what` was waited for.
@@ -80,7 +82,7 @@ def wait_until(condition: Callable[[], T], what: str, seconds: float = 15) -> T:
     while not (result := condition()):
         if time.monotonic() > deadline:
             raise TimeoutError(f"waited {seconds} s for {what}; last seen: {result!r}")
-        time.sleep(0.02)
+        time.sleep(pause)
     return result
 
 

@@ -10,7 +10,7 @@ import pytest
 from pika.adapters.blocking_connection import BlockingChannel
 
 from tests.broker import KINDS, Broker, NoBrokerError, running
-from tests.terminal import REPOSITORY, Terminal
+from tests.terminal import REPOSITORY, Terminal, replaced
 
 _STACK = pytest.StashKey[contextlib.ExitStack]()
 _BROKER = pytest.StashKey[Broker]()
@@ -129,10 +129,7 @@ def variant(tmp_path: Path) -> Variant:
     numbers = itertools.count(1)
 
     def variant(script: str, *replacements: tuple[str, str]) -> str:
-        text = (REPOSITORY / script).read_text(encoding="utf-8")
-        for old, new in replacements:
-            assert text.count(old) == 1, f"{old!r} stands {text.count(old)} times in {script}"
-            text = text.replace(old, new)
+        text = replaced((REPOSITORY / script).read_text(encoding="utf-8"), *replacements)
         copy = tmp_path / f"variant_{next(numbers)}_{Path(script).name}"
         copy.write_text(text, encoding="utf-8")
         return str(copy)

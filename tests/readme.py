@@ -2,8 +2,9 @@
 
     make readme
 
-has cog put the results of `code` and `transcript` where the page asks for them, in comments that a
-reader does not see. `make check-readme` compares: what stands there is what a run gives.
+has cog put the results of `code`, `transcript` and `bench` where the page asks for them, in
+comments that a reader does not see. `make check-readme` compares: what stands there is what a run
+gives, or the last full run of `make bench` gave.
 """
 
 import ast
@@ -14,6 +15,7 @@ import sys
 
 from tests import tour
 from tests.broker import Broker, running
+from tests.results import Results
 from tests.terminal import REPOSITORY
 
 
@@ -36,6 +38,13 @@ def transcript(scene: str) -> str:
         _fence("console", "\n".join([f"# terminal {terminal}", *lines]))
         for terminal, lines in sorted(shown.items())
     )
+
+
+def bench(*measures: str) -> str:
+    """Return tables of what `make bench` measured (keys of MEASURES), and of what that ran on."""
+    results = Results.read()
+    tables = "".join(f"\n{results.table(measure)}\n" for measure in measures)
+    return f"{tables}\n*{results.conditions} Medians.*\n"
 
 
 def _fence(language: str, text: str) -> str:

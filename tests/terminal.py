@@ -21,6 +21,14 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 Echo = Callable[["Terminal", str], None]
 
 
+def replaced(text: str, *replacements: tuple[str, str]) -> str:
+    """Return the text with each old part, which has to stand there once, replaced by the new."""
+    for old, new in replacements:
+        assert text.count(old) == 1, f"{old!r} stands {text.count(old)} times in: {text}"
+        text = text.replace(old, new)
+    return text
+
+
 def script_environment(url: str) -> dict[str, str]:
     """Return the environment for a script that is to reach the broker at `url`."""
     environment = {**os.environ, "RABBITMQ_URL": url}
