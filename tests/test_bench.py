@@ -7,7 +7,6 @@ from pathlib import Path
 from tests import bench, readme
 from tests.broker import Broker
 from tests.results import MEASURES, Results, Sample
-from tests.terminal import REPOSITORY
 from tests.test_readme import README
 
 ONCE = bench.Size(scale=0.05, rounds=1, seconds=0)
