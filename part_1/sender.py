@@ -31,11 +31,10 @@ def send(message: str) -> None:
     parameters = pika.URLParameters(RABBITMQ_URL)
     # RabbitMQ blocks publishers while it is short of memory or disk: wait, not for ever.
     parameters.blocked_connection_timeout = parameters.blocked_connection_timeout or 30  # seconds
-    with pika.BlockingConnection(parameters) as connection:
-        channel = connection.channel()
+    with pika.BlockingConnection(parameters) as connection, connection.channel() as channel:
         channel.queue_declare(queue=QUEUE)
         channel.basic_publish(exchange="", routing_key=QUEUE, body=message.encode())
-    # The connection was closed in order, so RabbitMQ has read all that was sent on it.
+    # Both were closed in order: RabbitMQ has read all that was sent, and refused none of it.
     print(f" [x] Sent {message!r}", flush=True)
 
 

@@ -31,8 +31,7 @@ def send(task: str) -> None:
     parameters = pika.URLParameters(RABBITMQ_URL)
     # RabbitMQ blocks publishers while it is short of memory or disk: wait, not for ever.
     parameters.blocked_connection_timeout = parameters.blocked_connection_timeout or 30  # seconds
-    with pika.BlockingConnection(parameters) as connection:
-        channel = connection.channel()
+    with pika.BlockingConnection(parameters) as connection, connection.channel() as channel:
         channel.confirm_delivery()  # from here on basic_publish waits for RabbitMQ's answer
         channel.queue_declare(queue=QUEUE, durable=True)
         channel.basic_publish(
