@@ -65,7 +65,7 @@ class FibonacciRpcClient:
         self.requests: dict[str, Request] = {}  # by correlation id
         self.connection = pika.BlockingConnection(parameters)
         self.channel = self.connection.channel()
-        self.channel.add_on_return_callback(self.on_return)
+        self.channel.add_on_return_callback(callback=self.on_return)
         self.callback_queue = self.channel.queue_declare(queue="", exclusive=True).method.queue
         self.channel.basic_consume(
             queue=self.callback_queue, on_message_callback=self.on_answer, auto_ack=True
@@ -111,7 +111,9 @@ class FibonacciRpcClient:
             while request.answer is None:
                 left = request.deadline - time.monotonic()
                 if left <= 0:
-                    raise TimeoutError("no answer in time: does rpc_server.py run, is it busy?")
+                    raise TimeoutError(
+                        "no answer in time: does rpc_server.py run, is it busy, may this user send?"
+                    )
                 self.connection.process_data_events(time_limit=left)
         finally:
             del self.requests[correlation_id]  # what comes for it from now on is late
