@@ -28,6 +28,7 @@ from urllib.parse import quote, unquote, urlsplit
 import docker.errors
 import pika
 import port_for
+import psutil
 import requests
 import trustme
 from docker.client import from_env
@@ -153,6 +154,14 @@ class Broker(ABC):
         """Kill it outright (SIGKILL); return when it has ended."""
 
     @abstractmethod
+    def pause(self) -> None:
+        """Stop its processes where they are: it says nothing more, and no connection is closed."""
+
+    @abstractmethod
+    def resume(self) -> None:
+        """Have its processes go on."""
+
+    @abstractmethod
     def discard(self) -> None:
         """End it and delete its data. A broker that is not owned keeps all but what was made."""
 
@@ -207,15 +216,21 @@ class Broker(ABC):
         path = f"exchanges/{self._virtual_host}/{quote(exchange, safe='')}/bindings/source"
         return list(self.management(path))
 
-    def management(self, path: str) -> Any:  # noqa: ANN401 - JSON
-        """Return the management API's answer to a GET, decoded.
+    def management(self, path: str, method: str = "GET", body: dict[str, str] | None = None) -> Any:  # noqa: ANN401 - JSON
+        """Return what the management API answers to a request, decoded.
+
+        Args:
+            path: What follows /api/ in the address.
+            method: Of HTTP.
+            body: What to send with it, to be encoded as JSON.
 
         Raises:
-            requests.RequestException: There is no such API, or nothing there.
+            requests.RequestException: There is no such API, or it refuses.
         """
-        answer = requests.get(f"{self.management_url}/api/{path}", timeout=10)
+        address = f"{self.management_url}/api/{path}"
+        answer = requests.request(method, address, json=body, timeout=10)
         answer.raise_for_status()
-        return answer.json()
+        return answer.json() if answer.content else None
 
     @property
     def has_management(self) -> bool:
@@ -308,7 +323,7 @@ class NamedBroker(Broker):
         """Refuse: it is somebody's."""
         raise NotImplementedError("a broker that was only named is not started, stopped or killed")
 
-    stop = kill = start
+    stop = kill = pause = resume = start
 
     @property
     def tls_url(self) -> str:
@@ -402,6 +417,14 @@ class Container(Broker):
         """Kill the container's processes with SIGKILL."""
         self._container.get_wrapped_container().kill()
         self._container.get_wrapped_container().wait()
+
+    def pause(self) -> None:
+        """Freeze the container's processes."""
+        self._container.get_wrapped_container().pause()
+
+    def resume(self) -> None:
+        """Have them go on."""
+        self._container.get_wrapped_container().unpause()
 
     def discard(self) -> None:
         """Remove the container and its volume."""
@@ -515,6 +538,22 @@ class Node(Broker):
         self._executor.kill()
         # mirakuru waits for its own child only, the shell script, and not for the Erlang machine.
         wait_until(lambda: not self._executor.pre_start_check(), "the killed node's port to close")
+
+    def pause(self) -> None:
+        """Stop the node's processes by SIGSTOP."""
+        for process in self._processes():
+            process.suspend()
+
+    def resume(self) -> None:
+        """Have them go on, by SIGCONT."""
+        for process in self._processes():
+            process.resume()
+
+    def _processes(self) -> list[psutil.Process]:
+        process = self._executor.process
+        assert process is not None, "it was never started"
+        shell = psutil.Process(process.pid)
+        return [shell, *shell.children(recursive=True)]
 
     def discard(self) -> None:
         """Kill the node and delete its folder."""
