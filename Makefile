@@ -14,7 +14,7 @@ demo: setup
 	@.venv/bin/python -m tests.tour
 
 test: setup
-	@.venv/bin/python -m pytest $(ARGS)
+	@.venv/bin/python -m pytest --numprocesses=auto --dist=worksteal $(ARGS)
 
 bench:
 	@./setup.sh bench

@@ -2,19 +2,23 @@
 
 import contextlib
 import itertools
+import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from pika.adapters.blocking_connection import BlockingChannel
+from xdist.workermanage import WorkerController
 
-from tests.broker import KINDS, Broker, NoBrokerError, running
+from tests.broker import KINDS, Broker, NoBrokerError, prepare, running
 from tests.terminal import REPOSITORY, Terminal, replaced
 
 _STACK = pytest.StashKey[contextlib.ExitStack]()
 _BROKER = pytest.StashKey[Broker]()
 _SAID = pytest.StashKey[list[str]]()
+_HEADERS = pytest.StashKey[Path]()
 
 Run = Callable[..., Terminal]
 Variant = Callable[..., str]
@@ -32,6 +36,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Run the tests in two processes, since they mostly wait; in one where there is one broker."""
+    kind = config.option.broker
+    return 0 if kind == "url" or (kind == "auto" and os.environ.get("RABBITMQ_URL")) else 2
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Start the broker before the header is printed, which tells its version."""
@@ -39,19 +50,43 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     if config.option.collectonly:
         return
     stack, said = contextlib.ExitStack(), list[str]()
+    config.stash[_STACK], config.stash[_SAID] = stack, said
+    kind = config.option.broker
     try:
-        config.stash[_BROKER] = stack.enter_context(running(config.option.broker, said.append))
+        if config.getvalue("dist") != "no":
+            # Each of the processes starts a broker of its own, if there is one to be had.
+            prepare(kind, said.append).discard()
+            config.stash[_HEADERS] = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        else:
+            config.stash[_BROKER] = stack.enter_context(running(kind, said.append))
     except NoBrokerError as error:
         raise pytest.UsageError(str(error)) from None
-    config.stash[_STACK], config.stash[_SAID] = stack, said
+    if (worker := getattr(config, "workerinput", None)) is not None:
+        Path(worker["headers"], worker["workerid"]).write_text(_chosen(config))
+
+
+def _chosen(config: pytest.Config) -> str:
+    broker = config.stash[_BROKER]
+    return f"broker: RabbitMQ {broker.version}, {broker.description}"
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
     """Say which broker was chosen, and the version that it states."""
-    if _BROKER not in config.stash:
-        return []
-    broker = config.stash[_BROKER]
-    return [*config.stash[_SAID], f"broker: RabbitMQ {broker.version}, {broker.description}"]
+    said = config.stash.get(_SAID, [])
+    return [*said, _chosen(config)] if _BROKER in config.stash else said
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: WorkerController) -> None:
+    """Tell a process of its own where to write its part of the header."""
+    node.workerinput["headers"] = str(node.config.stash[_HEADERS])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodeready(node: WorkerController) -> None:
+    """Print a process's part of the header."""
+    header = node.config.stash[_HEADERS] / node.gateway.id
+    node.config.get_terminal_writer().line(header.read_text())
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
