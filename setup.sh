@@ -50,6 +50,9 @@ if [ ! -e .venv/ready-dev ] || [ -n "$(find pyproject.toml -newer .venv/ready-de
     # Dependency groups need pip 25.1.
     .venv/bin/python -m pip install -qq --disable-pip-version-check --upgrade 'pip>=25.1'
     install_group dev
+    # So that uv runs a bare script without the network, too.
+    UV_CACHE_DIR=.venv/uv .venv/bin/uv run --quiet --python .venv/bin/python \
+        part_1/sender.py --help >/dev/null
 fi
 
 if ! .venv/bin/python -m tests.broker >.setup.log 2>&1; then

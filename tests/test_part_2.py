@@ -1,7 +1,6 @@
 """Work Queues: the statements of Part II, in the order in which the text makes them."""
 
 import time
-from collections.abc import Callable
 
 import pika
 import pytest
@@ -285,17 +284,3 @@ def test_a_task_may_take_longer_than_the_heartbeat(
     assert worker.error == []
     assert broker.ready(QUEUE) == 1
     assert channel.basic_get(queue=QUEUE)[2] == b"deaf........."
-
-
-@pytest.mark.parametrize("end", [Terminal.ctrl_c, Terminal.terminate])
-def test_a_worker_ended_in_the_middle_of_a_task_loses_nothing(
-    run: Run, broker: Broker, channel: BlockingChannel, end: Callable[[Terminal], None]
-) -> None:
-    worker = run(WORKER).expect_ready()
-    send(channel, "task.........")
-    worker.expect("Received")
-    end(worker)
-    assert worker.wait() == 0
-    assert worker.out[1:] == [" [x] Received 'task.........'", " [*] Goodbye"]
-    assert worker.error == []
-    assert broker.ready(QUEUE) == 1

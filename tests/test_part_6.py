@@ -259,8 +259,8 @@ def test_a_server_outlives_a_restart_of_the_broker(
     busy = run(slow(variant, 30)).expect_ready()
     waiting = run(CLIENT, "--timeout", "60", *["1"] * 2)
     busy.expect("fib(1)")
-    own_broker.ctl("stop_app")
-    own_broker.ctl("start_app")
+    own_broker.kill()
+    own_broker.start()
 
     assert waiting.wait() == 1
     assert len(waiting.error) == 1

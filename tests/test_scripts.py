@@ -1,30 +1,53 @@
 """What holds for every script: each part_*/*.py that is there is found and tried."""
 
+import ast
 import contextlib
 import re
+import runpy
+import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
+import psutil
 import pytest
 from pika import BasicProperties
 from pika.adapters.blocking_connection import BlockingChannel
 
-from tests.broker import EXCHANGES, QUEUES, Broker
+from tests.broker import EXCHANGES, QUEUES, Broker, wait_until
 from tests.conftest import Run, Variant
 from tests.terminal import REPOSITORY, Terminal, script_environment
+from tests.test_part_3 import file_has
 
 SCRIPTS = sorted(str(path.relative_to(REPOSITORY)) for path in REPOSITORY.glob("part_*/*.py"))
 SOURCES = {script: (REPOSITORY / script).read_text(encoding="utf-8") for script in SCRIPTS}
 
-# A consumer is known by what makes it one, and a service by coming back.
+# What a script is, it says itself: a consumer consumes until it is ended, a service comes back.
 CONSUMERS = [script for script in SCRIPTS if "start_consuming()" in SOURCES[script]]
 PRODUCERS = [script for script in SCRIPTS if script not in CONSUMERS]
 SERVICES = [script for script in CONSUMERS if "Trying again" in SOURCES[script]]
+VIEWERS = [script for script in CONSUMERS if script not in SERVICES]
+
+# What a script waits for or sends to: a queue, or an exchange.
+QUEUE_OF, EXCHANGE_OF = (
+    {
+        script: found[1]
+        for script, source in SOURCES.items()
+        if (found := re.search(rf'^{constant} = "(\w+)"$', source, re.MULTILINE))
+    }
+    for constant in ("QUEUE", "EXCHANGE")
+)
+# What it declares under that name. Who only sends to a queue of somebody else's declares none.
+DECLARE = re.compile(r"_declare\((queue=QUEUE|exchange=EXCHANGE)")
+
+# No part of it needs to be quoted in a shell, and each would break an address.
+SECRET = "pä/ss:w@rd%?#"  # noqa: S105 - of nobody
 
 
 def command(script: str) -> list[str]:
@@ -32,7 +55,18 @@ def command(script: str) -> list[str]:
     return [script, "some.key"] if 'nargs="+"' in SOURCES.get(script, "") else [script]
 
 
-def each_fails_with_one_line(run: Run, url: str, scripts: list[str], *clues: str) -> list[Terminal]:
+def publish(channel: BlockingChannel, script: str, body: bytes) -> None:
+    """Send a message that the script will get."""
+    queue = QUEUE_OF.get(script)
+    channel.basic_publish(
+        exchange="" if queue else EXCHANGE_OF[script],
+        routing_key=queue or "some.key",
+        body=body,
+        properties=BasicProperties(reply_to="nobody"),
+    )
+
+
+def each_fails_with_one_line(run: Run, url: str, scripts: list[str], *clues: str) -> None:
     """Assert that each script says in one line on stderr what is wrong, and exits with 1."""
     terminals = [run(*command(script), url=url) for script in scripts]
     for terminal in terminals:
@@ -41,13 +75,19 @@ def each_fails_with_one_line(run: Run, url: str, scripts: list[str], *clues: str
         assert terminal.error[0].startswith(" [!] ")
         assert [clue for clue in clues if clue not in terminal.error[0]] == []
         assert not any("Sent" in line or "Waiting" in line for line in terminal.out)
-    return terminals
+        printed = "\n".join([*terminal.out, *terminal.error])
+        assert [secret for secret in (SECRET, quote(SECRET, safe="")) if secret in printed] == []
 
 
-def address(broker: Broker, login: str = "guest:guest", virtual_host: str = "%2F") -> str:
-    """Return the broker's address, with another login or virtual host."""
-    parts = urlsplit(broker.url)
-    return f"amqp://{login}@{parts.hostname}:{parts.port}/{virtual_host}"
+def address(host: str, login: str = "guest", password: str = SECRET, virtual_host: str = "") -> str:
+    """Return the address of a broker at the host, "localhost:5672" or such."""
+    quoted = [quote(part, safe="") for part in (login, password, virtual_host or "/")]
+    return "amqp://{}:{}@{host}/{}".format(*quoted, host=host)
+
+
+def host_of(broker: Broker) -> str:
+    """Return the broker's host and port, as in an address."""
+    return urlsplit(broker.url).netloc.rpartition("@")[2]
 
 
 @pytest.fixture
@@ -80,6 +120,43 @@ def test_all_scripts_need_pika_alone_within_the_same_bound() -> None:
         assert {name for name in imported if name not in sys.stdlib_module_names} == {"pika"}
 
 
+# In this order, so that a reader sees at once what is new in the next part.
+SHAPE = (ast.Import | ast.ImportFrom, ast.Assign, ast.FunctionDef | ast.ClassDef, ast.If)
+
+
+def test_all_scripts_have_the_same_shape() -> None:
+    for script, source in SOURCES.items():
+        tree = ast.parse(source)
+        assert ast.get_docstring(tree), script
+        ranks = [
+            next(n for n, kind in enumerate(SHAPE) if isinstance(node, kind))
+            for node in tree.body[1:]
+        ]
+        assert ranks == sorted(ranks), script
+        *_, main, guard = tree.body
+        assert ast.unparse(guard) == "if __name__ == '__main__':\n    main()", script
+        assert isinstance(main, ast.FunctionDef)
+        assert main.name == "main"
+        assert (main.end_lineno or 0) - main.lineno < 35, script
+        functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+        assert [f.name for f in functions if not f.returns and f.name != "__init__"] == [], script
+        # A service has to come back, and a class is for other programs to use: these earn more.
+        long = script in SERVICES or any(isinstance(node, ast.ClassDef) for node in tree.body)
+        assert len(source.splitlines()) <= (180 if long else 80), script
+
+
+def test_pika_is_called_with_keywords() -> None:
+    methods = {name for name in vars(BlockingChannel) if not name.startswith("_")}
+    positional = [
+        f"{script}:{call.lineno}"
+        for script, source in SOURCES.items()
+        for call in ast.walk(ast.parse(source))
+        if isinstance(call, ast.Call) and call.args
+        if isinstance(call.func, ast.Attribute) and call.func.attr in methods
+    ]
+    assert positional == []
+
+
 def test_what_is_not_about_messaging_is_the_same_in_all() -> None:
     tails = [source.partition("    signal.signal(signal.SIGTERM")[2] for source in SOURCES.values()]
     # Each calls a function of its own, and the RPC client has errors of its own.
@@ -99,6 +176,28 @@ def test_help_says_how_to_call_it(run: Run) -> None:
         assert terminal.error == []
 
 
+def test_uv_runs_the_bare_file(tmp_path: Path) -> None:
+    # setup.sh had uv get pika into this folder.
+    environment = script_environment("") | {"UV_CACHE_DIR": f"{sys.prefix}/uv"}
+    uv = [f"{sys.prefix}/bin/uv", "run", "--offline", "--python", sys.executable]
+    with contextlib.ExitStack() as processes:
+        started = {
+            script: processes.enter_context(
+                subprocess.Popen(
+                    [*uv, shutil.copy(REPOSITORY / script, tmp_path), "--help"],
+                    cwd=tmp_path,
+                    env=environment,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                )
+            )
+            for script in SCRIPTS
+        }
+        for script, process in started.items():
+            assert f"python {script}" in process.communicate()[0]
+            assert process.returncode == 0
+
+
 def test_wrong_arguments(run: Run) -> None:
     wrong = [run(*command(script), "--nonsense") for script in SCRIPTS]
     missing = [run(script) for script in SCRIPTS if len(command(script)) > 1]
@@ -109,28 +208,96 @@ def test_wrong_arguments(run: Run) -> None:
         assert terminal.error[0].startswith("usage: ")
 
 
+@pytest.mark.parametrize("unset", [None, ""])
+def test_without_an_address_it_is_the_default_one(
+    monkeypatch: pytest.MonkeyPatch, unset: str | None
+) -> None:
+    monkeypatch.delenv("RABBITMQ_URL", raising=False)
+    if unset is not None:
+        monkeypatch.setenv("RABBITMQ_URL", unset)
+    addresses = {runpy.run_path(str(REPOSITORY / script))["RABBITMQ_URL"] for script in SCRIPTS}
+    assert addresses == {"amqp://guest:guest@localhost:5672/%2F"}
+
+
 def test_the_broker_is_down(run: Run, unused_port: int) -> None:
-    url = f"amqp://guest:secret@localhost:{unused_port}/%2F"
     clues = ("No connection", "Connection refused", "Does RabbitMQ run?")
-    each_fails_with_one_line(run, url, SCRIPTS, *clues)
+    each_fails_with_one_line(run, address(f"localhost:{unused_port}"), SCRIPTS, *clues)
 
 
 def test_the_host_is_unknown(run: Run) -> None:
-    url = "amqp://guest:secret@nowhere.invalid/%2F"
-    each_fails_with_one_line(run, url, SCRIPTS, "No connection", "gaierror", "RABBITMQ_URL")
+    clues = ("No connection", "gaierror", "RABBITMQ_URL")
+    each_fails_with_one_line(run, address("nowhere.invalid"), SCRIPTS, *clues)
 
 
-def test_the_password_is_wrong_and_never_printed(run: Run, broker: Broker) -> None:
-    password = "pä/ss:w@rd%?#"  # noqa: S105 - of nobody
-    url = address(broker, login=f"guest:{quote(password, safe='')}")
-    terminals = each_fails_with_one_line(run, url, SCRIPTS, "ACCESS_REFUSED", "RABBITMQ_URL")
-    printed = "\n".join(line for terminal in terminals for line in terminal.out + terminal.error)
-    assert [secret for secret in (password, quote(password, safe="")) if secret in printed] == []
+def test_the_password_is_wrong(run: Run, broker: Broker) -> None:
+    clues = ("ACCESS_REFUSED", "RABBITMQ_URL")
+    each_fails_with_one_line(run, address(host_of(broker)), SCRIPTS, *clues)
 
 
-def test_the_virtual_host_is_missing(run: Run, broker: Broker) -> None:
-    url = address(broker, virtual_host="nowhere")
-    each_fails_with_one_line(run, url, SCRIPTS, "vhost nowhere not found", "RABBITMQ_URL")
+@pytest.fixture
+def limited(own_broker: Broker) -> Iterator[str]:
+    """The address of the broker for a user who may do nothing yet (see `permit`)."""
+    user = {"password": SECRET, "tags": ""}
+    own_broker.management("users/limited", "PUT", user)
+    yield address(host_of(own_broker), login="limited")
+    own_broker.management("users/limited", "DELETE")
+
+
+def permit(broker: Broker, **permissions: str) -> None:
+    """Give that user its permissions: configure, write and read, each for names that match."""
+    broker.management("permissions/%2F/limited", "PUT", permissions)
+
+
+def test_the_virtual_host_is_missing_or_not_the_logins(
+    run: Run, own_broker: Broker, limited: str
+) -> None:
+    clues = ("No connection", "RABBITMQ_URL")
+    url = address(host_of(own_broker), login="limited", virtual_host="nowhere")
+    each_fails_with_one_line(run, url, SCRIPTS, "NOT_ALLOWED - vhost nowhere", *clues)
+    each_fails_with_one_line(run, limited, SCRIPTS, "NOT_ALLOWED - access to vhost", *clues)
+
+
+def test_a_login_is_refused_its_permissions(run: Run, own_broker: Broker, limited: str) -> None:
+    # To declare a queue or an exchange takes the permission to configure it.
+    permit(own_broker, configure="^$", write=".*", read=".*")
+    each_fails_with_one_line(run, limited, SCRIPTS, "Refused", "ACCESS_REFUSED")
+
+    # To consume takes the permission to read from the queue; to bind, from the exchange.
+    permit(own_broker, configure=".*", write=".*", read="^$")
+    readers = [script for script in SCRIPTS if "basic_consume(" in SOURCES[script]]
+    assert set(CONSUMERS) < set(readers)
+    each_fails_with_one_line(run, limited, readers, "Refused", "ACCESS_REFUSED")
+
+    # To publish takes the permission to write to the exchange; to bind, to the queue.
+    permit(own_broker, configure=".*", write="^$", read=".*")
+    writers = [s for s in SCRIPTS if s in EXCHANGE_OF or s in PRODUCERS]
+    # RabbitMQ refuses a message whenever it comes to it. Who waits for no answer but to its
+    # requests hears nothing of that, and can say only what may be.
+    waiting = [script for script in writers if "TimeoutError" in SOURCES[script]]
+    refused = [script for script in writers if script not in waiting]
+    each_fails_with_one_line(run, limited, refused, "Refused", "ACCESS_REFUSED")
+    for script in waiting:
+        asking = run(script, "--timeout", "1", url=limited)
+        assert asking.wait() == 1
+        assert len(asking.error) == 1
+        assert "no answer in time" in asking.error[0]
+        assert "may this user send?" in asking.error[0]
+
+
+def test_a_service_that_may_not_answer_says_so(
+    run: Run, own_broker: Broker, limited: str, channel: BlockingChannel
+) -> None:
+    permit(own_broker, configure=".*", write="^$", read=".*")
+    answering = [script for script in SERVICES if "basic_publish(" in SOURCES[script]]
+    assert answering
+    for script in answering:
+        service = run(script, url=limited).expect_ready()
+        publish(channel, script, b"1")
+        assert service.wait() == 1
+        assert len(service.error) == 1
+        assert "Refused" in service.error[0]
+        assert "ACCESS_REFUSED" in service.error[0]
+        assert own_broker.ready(QUEUE_OF[script]) == 1  # for one that may
 
 
 # The address, and what the line names as wrong with it.
@@ -151,13 +318,12 @@ MALFORMED = {
 
 def test_the_address_is_malformed(run: Run) -> None:
     # All scripts have the same words for it, so that one of them may stand for all but once.
-    for script, url in [
-        *((script, "localhost") for script in SCRIPTS),
-        *((SCRIPTS[0], url) for url in MALFORMED),
-    ]:
-        terminal = run(*command(script), url=url)
-        assert terminal.wait() == 1
-        why = MALFORMED[url]
+    started = [
+        *((run(*command(script), url="localhost"), "IndexError") for script in SCRIPTS),
+        *((run(*command(SCRIPTS[0]), url=url), why) for url, why in MALFORMED.items()),
+    ]
+    for terminal, why in started:
+        assert terminal.wait(30) == 1
         assert terminal.error == [
             f" [!] Malformed RABBITMQ_URL ({why}). Write amqp://user:password@host:5672/%2F"
         ]
@@ -171,12 +337,15 @@ def test_a_queue_or_an_exchange_exists_with_other_properties(
     for exchange in EXCHANGES:
         channel.exchange_declare(exchange=exchange, exchange_type="headers")
     # The client of Part VI leaves its queue to the server to declare.
-    declares = [s for s in SCRIPTS if re.search("declare\\((queue=QUEUE|exchange=)", SOURCES[s])]
-    assert [script for script in SCRIPTS if script not in declares] == ["part_6/rpc_client.py"]
-    each_fails_with_one_line(run, broker.url, declares, "PRECONDITION_FAILED - inequivalent arg")
+    declaring = [script for script in SCRIPTS if DECLARE.search(SOURCES[script])]
+    assert [QUEUE_OF[script] for script in SCRIPTS if script not in declaring] == ["rpc_queue"]
+    each_fails_with_one_line(run, broker.url, declaring, "PRECONDITION_FAILED - inequivalent arg")
 
 
-@pytest.mark.parametrize("end", [Terminal.ctrl_c, Terminal.terminate])
+ENDS = pytest.mark.parametrize("end", [Terminal.ctrl_c, Terminal.terminate])
+
+
+@ENDS
 def test_a_waiting_consumer_ends_with_a_goodbye(run: Run, end: Callable[[Terminal], None]) -> None:
     consumers = [run(*command(script)) for script in CONSUMERS]
     for consumer in consumers:
@@ -185,6 +354,56 @@ def test_a_waiting_consumer_ends_with_a_goodbye(run: Run, end: Callable[[Termina
         assert consumer.wait() == 0, consumer.command
         assert consumer.out[1:] == [" [*] Goodbye"]
         assert consumer.error == []
+
+
+@ENDS
+def test_a_service_ended_at_work_loses_nothing(
+    run: Run,
+    broker: Broker,
+    channel: BlockingChannel,
+    variant: Variant,
+    end: Callable[[Terminal], None],
+) -> None:
+    begin = "    connection_lock.release()"
+    at_work = f"{begin}; print(' at work', flush=True); time.sleep(60)"
+    services = {
+        script: run(variant(script, (begin, at_work))).expect_ready() for script in SERVICES
+    }
+    for script, service in services.items():
+        publish(channel, script, b"1")
+        end(service.expect("at work"))
+        assert service.wait() == 0
+        assert service.out[-1] == " [*] Goodbye"
+        assert service.error == []
+        assert broker.ready(QUEUE_OF[script]) == 1
+
+
+def test_a_body_may_be_any_bytes(run: Run, channel: BlockingChannel) -> None:
+    for script in CONSUMERS:
+        consumer = run(*command(script)).expect_ready()
+        for body in (b"", bytes(range(256)), b"4321"):
+            publish(channel, script, body)
+        consumer.expect("4321").ctrl_c()
+        assert consumer.wait() == 0
+        assert consumer.error == []
+
+
+def test_the_ready_line_reaches_a_file_at_once(broker: Broker, tmp_path: Path) -> None:
+    for script in CONSUMERS:
+        log = tmp_path / Path(script).name
+        with (
+            log.open("w") as file,
+            subprocess.Popen(
+                [sys.executable, *command(script)],
+                cwd=REPOSITORY,
+                env=script_environment(broker.url),
+                stdout=file,
+            ) as consumer,
+        ):
+            try:
+                wait_until(partial(file_has, log, "[*] Waiting"), "the ready line in the file")
+            finally:
+                consumer.kill()
 
 
 def test_a_lost_connection_ends_a_viewer_and_not_a_service(run: Run, own_broker: Broker) -> None:
@@ -205,7 +424,7 @@ def test_a_lost_connection_ends_a_viewer_and_not_a_service(run: Run, own_broker:
 def test_a_deleted_queue_ends_a_viewer_and_not_a_service(
     run: Run, channel: BlockingChannel
 ) -> None:
-    consumers = {script: run(script) for script in CONSUMERS if "\nQUEUE = " in SOURCES[script]}
+    consumers = {script: run(script) for script in CONSUMERS if script in QUEUE_OF}
     for consumer in consumers.values():
         consumer.expect_ready()
     assert len(consumers) == len(QUEUES)
@@ -242,12 +461,8 @@ def test_a_reader_that_ends_is_no_error(broker: Broker, channel: BlockingChannel
             assert consumer.stdout
             assert b"[*] Waiting" in consumer.stdout.readline()
             consumer.stdout.close()
-        request = BasicProperties(reply_to="nobody")
-        for exchange, key in (
-            *(("", queue) for queue in QUEUES),
-            *((exchange, "some.key") for exchange in EXCHANGES),
-        ):
-            channel.basic_publish(exchange=exchange, routing_key=key, body=b"1", properties=request)
+        for script in CONSUMERS:
+            publish(channel, script, b"1")
         for script, consumer in consumers.items():
             assert consumer.wait(15) == 0, script
             assert consumer.stderr
@@ -264,13 +479,68 @@ def test_a_reader_that_ends_is_no_error(broker: Broker, channel: BlockingChannel
             assert producer.stderr.read() == b"", script
 
 
-def test_no_producer_waits_for_ever_on_a_broker_that_blocks_publishers(
+def test_a_broker_that_blocks_publishers(
     run: Run, own_broker: Broker, channel: BlockingChannel, variant: Variant
 ) -> None:
-    channel.queue_declare(queue="rpc_queue", durable=True)
+    consumers = {script: run(*command(script)) for script in CONSUMERS}
+    for consumer in consumers.values():
+        consumer.expect_ready()
+    late = "part_2/worker.py"
+    consumers.pop(late).kill()
+    publish(channel, late, b"sent before")
+
     impatient = [variant(script, ("_timeout or 30", "_timeout or 1")) for script in PRODUCERS]
     own_broker.ctl("set_vm_memory_high_watermark", "absolute", "1")
     try:
         each_fails_with_one_line(run, own_broker.url, impatient, "ConnectionBlockedTimeout")
+        # Who only receives is not blocked.
+        consumers[late] = run(late).expect("sent before").expect("Done")
     finally:
         own_broker.ctl("set_vm_memory_high_watermark", "0.4")
+    for script, consumer in consumers.items():
+        publish(channel, script, b"4321")
+        consumer.expect("4321")
+        assert consumer.error == []
+
+
+def has_stopped(process: psutil.Process) -> bool:
+    """Return whether a SIGSTOP has stopped the process."""
+    return bool(process.status() == psutil.STATUS_STOPPED)
+
+
+def test_a_network_that_goes_silent(run: Run, own_broker: Broker, variant: Variant) -> None:
+    # Both notice it by heartbeats, pika 5 s after two of them are due; a minute by default.
+    url = f"{own_broker.url}?heartbeat=1"
+    consumers = {script: run(*command(script), url=url) for script in CONSUMERS}
+    # Each producer stops when it is about to publish, and goes on when nobody is there any more.
+    publish_line = re.compile(r"^( +)(?:self\.)?channel\.basic_publish\(.*\n", re.MULTILINE)
+    producers = {}
+    for script in PRODUCERS:
+        (found,) = publish_line.finditer(SOURCES[script])
+        stop = f"{found[1]}os.kill(os.getpid(), signal.SIGSTOP)\n"
+        producers[script] = run(variant(script, (found[0], stop + found[0])), url=url)
+    for producer in producers.values():
+        process = psutil.Process(producer.process.pid)
+        wait_until(partial(has_stopped, process), "a producer to be about to publish")
+    for consumer in consumers.values():
+        consumer.expect_ready()
+
+    own_broker.pause()
+    try:
+        for producer in producers.values():
+            producer.process.send_signal(signal.SIGCONT)
+        each_fails_with_one_line(
+            run, f"{own_broker.url}?stack_timeout=1", SCRIPTS, "AMQPConnectorStackTimeout"
+        )
+        for script in PRODUCERS + VIEWERS:
+            terminal = {**producers, **consumers}[script]
+            assert terminal.wait(30) == 1, script
+            assert len(terminal.error) == 1, script
+            assert "No connection: AMQPHeartbeatTimeout" in terminal.error[0]
+            assert not any("Sent" in line for line in terminal.out)
+        for script in SERVICES:
+            consumers[script].expect("Connection lost: AMQPHeartbeatTimeout")
+    finally:
+        own_broker.resume()
+    for script in SERVICES:
+        consumers[script].expect("[*] Waiting", times=2, seconds=30)
