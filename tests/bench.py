@@ -417,29 +417,42 @@ def rpc(bench: Bench) -> Iterator[Sample]:
     with bench.broker.channel() as channel:
         channel.queue_declare(queue=RPC_QUEUE, durable=True)
     plain = PlainRpcClient(bench.broker.url)
+    both = (("plain server", PLAIN_SERVER), ("rpc_server.py", SERVER))
     with FibonacciRpcClient(bench.broker.url) as client, plain.connection:
-        clients = (("plain client", plain.call), ("FibonacciRpcClient", client.call))
-        for _ in range(3):
-            with logged(bench.broker, PLAIN_SERVER):
+        # In turn, and neither always before the other.
+        for name, script in (*both, *reversed(both), *both):
+            with logged(bench.broker, script):
                 in_flight(client, few)  # warm
-                yield Sample("rpc_server", "plain server", in_flight(client, calls))
-                # In turn, and neither always before the other.
-                for name, call in (*clients, *reversed(clients)):
-                    yield Sample("rpc_client", name, one_by_one(call, few))
-            with logged(bench.broker, SERVER):
-                in_flight(client, few)
                 speed = in_flight(client, calls)
-                yield Sample("rpc_server", "rpc_server.py", speed)
-                yield Sample("in_flight", "one call at a time", one_by_one(client.call, few))
-                yield Sample("in_flight", f"{calls} in flight", speed)
+                yield Sample("rpc_server", name, speed)
+                if script == SERVER:
+                    (one_call,) = calls_a_second(2 * few, client.call)
+                    yield Sample("in_flight", "one call at a time", one_call)
+                    yield Sample("in_flight", f"{calls} in flight", speed)
+                else:
+                    speeds = calls_a_second(2 * few, plain.call, client.call)
+                    for variant, one in zip(
+                        ("plain client", "FibonacciRpcClient"), speeds, strict=True
+                    ):
+                        yield Sample("rpc_client", variant, one)
 
 
-def one_by_one(call: Callable[[int], int], calls: int) -> float:
-    """Return how many calls are answered in a second, one after the other."""
-    began = time.perf_counter()
-    for _ in range(calls):
-        call(5)
-    return calls / (time.perf_counter() - began)
+def calls_a_second(calls: int, *ways: Callable[[int], int]) -> list[float]:
+    """Return how many calls are answered in a second, one after the other, for each way to call.
+
+    After each few calls it is another's turn, so that a machine that is busy for a while is so
+    for all of them.
+    """
+    a_turn = 10
+    seconds = dict.fromkeys(ways, 0.0)
+    turns = -(-calls // a_turn)
+    for turn in range(turns):
+        for call in ways if turn % 2 else reversed(ways):
+            began = time.perf_counter()
+            for _ in range(a_turn):
+                call(5)
+            seconds[call] += time.perf_counter() - began
+    return [turns * a_turn / seconds[call] for call in ways]
 
 
 def in_flight(client: FibonacciRpcClient, calls: int) -> float:

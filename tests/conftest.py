@@ -19,6 +19,7 @@ _STACK = pytest.StashKey[contextlib.ExitStack]()
 _BROKER = pytest.StashKey[Broker]()
 _SAID = pytest.StashKey[list[str]]()
 _HEADERS = pytest.StashKey[Path]()
+_ERROR = "ERROR: "
 
 Run = Callable[..., Terminal]
 Variant = Callable[..., str]
@@ -51,29 +52,30 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         return
     stack, said = contextlib.ExitStack(), list[str]()
     config.stash[_STACK], config.stash[_SAID] = stack, said
-    kind = config.option.broker
+    kind, process = config.option.broker, getattr(config, "workerinput", None)
     try:
-        if config.getvalue("dist") != "no":
+        if config.getvalue("dist") == "no":
+            config.stash[_BROKER] = stack.enter_context(running(kind, said.append))
+        else:
             # Each of the processes starts a broker of its own, if there is one to be had.
             prepare(kind, said.append).discard()
             config.stash[_HEADERS] = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        else:
-            config.stash[_BROKER] = stack.enter_context(running(kind, said.append))
+        *_, header = pytest_report_header(config) or [""]
     except NoBrokerError as error:
-        raise pytest.UsageError(str(error)) from None
-    if (worker := getattr(config, "workerinput", None)) is not None:
-        Path(worker["headers"], worker["workerid"]).write_text(_chosen(config))
-
-
-def _chosen(config: pytest.Config) -> str:
-    broker = config.stash[_BROKER]
-    return f"broker: RabbitMQ {broker.version}, {broker.description}"
+        if process is None:
+            raise pytest.UsageError(str(error)) from None
+        header = f"{_ERROR}{error}"
+    if process is not None:
+        Path(process["headers"], process["workerid"]).write_text(header)
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
     """Say which broker was chosen, and the version that it states."""
     said = config.stash.get(_SAID, [])
-    return [*said, _chosen(config)] if _BROKER in config.stash else said
+    if _BROKER not in config.stash:
+        return said
+    broker = config.stash[_BROKER]
+    return [*said, f"broker: RabbitMQ {broker.version}, {broker.description}"]
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -84,9 +86,11 @@ def pytest_configure_node(node: WorkerController) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodeready(node: WorkerController) -> None:
-    """Print a process's part of the header."""
-    header = node.config.stash[_HEADERS] / node.gateway.id
-    node.config.get_terminal_writer().line(header.read_text())
+    """Print a process's part of the header, or end the run if that has got no broker."""
+    header = (node.config.stash[_HEADERS] / node.gateway.id).read_text()
+    if header.startswith(_ERROR):
+        pytest.exit(header, pytest.ExitCode.USAGE_ERROR)
+    node.config.get_terminal_writer().line(header)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
