@@ -1,6 +1,7 @@
 """Work Queues: the statements of Part II, in the order in which the text makes them."""
 
 import time
+from pathlib import Path
 
 import pika
 import pytest
@@ -94,10 +95,11 @@ def test_with_prefetch_1_a_task_goes_to_a_worker_that_is_not_busy(
     run: Run, channel: BlockingChannel
 ) -> None:
     busy, other = (run(WORKER).expect_ready() for _ in range(2))
-    send(channel, "heavy 1...", "light 1", "light 2", "light 3", "light 4")
+    heavy = f"heavy 1{50 * '.'}"  # which takes as long as the test does
+    send(channel, heavy, "light 1", "light 2", "light 3", "light 4")
     other.expect("Done", times=4)
     assert received(other) == ["light 1", "light 2", "light 3", "light 4"]
-    assert busy.out[1:] == [" [x] Received 'heavy 1...'"]
+    assert busy.out[1:] == [f" [x] Received '{heavy}'"]
 
 
 @pytest.mark.claim("II-auto-ack-loses")
@@ -222,11 +224,14 @@ def test_what_a_restart_of_the_broker_leaves(
 
 @pytest.mark.claim("II-confirms", "II-reconnect")
 def test_no_task_reported_as_sent_is_lost_when_the_broker_is_killed_outright(
-    run: Run, own_broker: Broker, variant: Variant
+    run: Run, own_broker: Broker, variant: Variant, tmp_path: Path
 ) -> None:
-    worker = run(WORKER).expect_ready()
-    assert run(NEW_TASK, "current..").wait() == 0
-    worker.expect("Received 'current..'")
+    # A worker whose task lasts until there is a certain file.
+    end = tmp_path / "end"
+    until_then = f"while not os.path.exists({str(end)!r}): time.sleep(0.02)"
+    worker = run(variant(WORKER, ('time.sleep(task.count(b"."))', until_then))).expect_ready()
+    assert run(NEW_TASK, "current").wait() == 0
+    worker.expect("Received 'current'")
     # Twenty times new_task.py in one process, so that the broker dies right after the last Sent.
     send_each = variant(
         NEW_TASK, ('send(" ".join(arguments.words))', "[send(word) for word in arguments.words]")
@@ -234,13 +239,13 @@ def test_no_task_reported_as_sent_is_lost_when_the_broker_is_killed_outright(
     tasks = [f"task {number}" for number in range(1, 21)]
     run(send_each, *tasks).expect(" [x] Sent 'task 20'")
     own_broker.kill()
-
     own_broker.start()
 
+    end.touch()
     worker.expect("Connection lost").expect("Trying again in 1 s")
     worker.expect("[*] Waiting", times=2, seconds=30).expect(" [x] Done", times=22)
     # The task that it was at when the connection broke was not acknowledged, so it came again.
-    assert received(worker) == ["current..", "current..", *tasks]
+    assert received(worker) == ["current", "current", *tasks]
     own_broker.wait_for_acknowledgements(QUEUE)
     worker.kill()
     assert own_broker.ready(QUEUE) == 0
