@@ -11,7 +11,6 @@ import argparse
 import contextlib
 import os
 import platform
-import subprocess
 import sys
 import tempfile
 import time
@@ -28,7 +27,7 @@ from part_6.rpc_client import FibonacciRpcClient
 from tests.broker import KINDS, Broker, NoBrokerError, running, wait_until
 from tests.plain.rpc_client import PlainRpcClient
 from tests.results import FILE, MEASURES, Results, Sample, Task
-from tests.terminal import REPOSITORY, Terminal, replaced, script_environment
+from tests.terminal import REPOSITORY, Terminal, into_file, replaced
 
 HELLO, TASK_QUEUE, RPC_QUEUE, LOGS = "hello", "task_queue", "rpc_queue", "logs"
 NEW_TASK, WORKER, SERVER = "part_2/new_task.py", "part_2/worker.py", "part_6/rpc_server.py"
@@ -135,25 +134,15 @@ def logged(broker: Broker, *command: str) -> Iterator[Callable[[str], int]]:
 
     Its output goes to a file: who reads a pipe along takes time from what is measured.
     """
-    with (
-        tempfile.NamedTemporaryFile() as log,
-        subprocess.Popen(
-            [sys.executable, *command],
-            cwd=REPOSITORY,
-            env=script_environment(broker.url),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-        ) as process,
-    ):
+    with tempfile.TemporaryDirectory(prefix="rabbitmq-tutorial-") as folder:
+        log = Path(folder, "log")
 
         def count(text: str) -> int:
-            return Path(log.name).read_bytes().count(text.encode())
+            return log.read_bytes().count(text.encode())
 
-        try:
+        with into_file(log, broker.url, *command):
             wait_until(lambda: count("[*] "), f"{command[0]} to be ready", pause=0.002)
             yield count
-        finally:
-            process.kill()
 
 
 def waiting(channel: BlockingChannel, queue: str) -> int:

@@ -1,5 +1,6 @@
 """A script run as a person runs it: its command line, the lines it prints, Ctrl+C."""
 
+import contextlib
 import os
 import shlex
 import signal
@@ -7,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Self
 
@@ -35,6 +36,25 @@ def script_environment(url: str) -> dict[str, str]:
     # Some machines export it, and it would hide a flush that is missing.
     environment.pop("PYTHONUNBUFFERED", None)
     return environment
+
+
+@contextlib.contextmanager
+def into_file(file: Path, url: str, *command: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a script with its standard output in a file, as by `> file`, and kill it in the end."""
+    with (
+        file.open("wb") as output,
+        subprocess.Popen(
+            [sys.executable, *command],
+            cwd=REPOSITORY,
+            env=script_environment(url),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+        ) as process,
+    ):
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 class Terminal:

@@ -1,8 +1,6 @@
 """Publish/Subscribe: the statements of Part III, in the order in which the text makes them."""
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,7 +12,7 @@ from pika.exceptions import ChannelClosedByBroker, UnroutableError
 
 from tests.broker import Broker, wait_until
 from tests.conftest import Run, Variant
-from tests.terminal import REPOSITORY, Terminal, script_environment
+from tests.terminal import Terminal, into_file
 
 EMIT, RECEIVE, EXCHANGE = "part_3/emit_log.py", "part_3/receive_logs.py", "logs"
 
@@ -214,24 +212,13 @@ def test_logs_go_to_a_file_and_to_the_screen_at_once(
 ) -> None:
     screen = run(RECEIVE).expect_ready()
     log = tmp_path / "logs_from_rabbit.log"
-    with (
-        log.open("w") as file,
-        subprocess.Popen(
-            [sys.executable, RECEIVE],
-            stdout=file,
-            env=script_environment(broker.url),
-            cwd=REPOSITORY,
-        ) as to_file,
-    ):
-        try:
-            wait_until(partial(file_has, log, "Waiting"), "the ready line in the file")
-            for message in ("one", "two"):
-                publish(channel, message)
-                screen.expect(f"'{message}'")
-                wait_until(partial(file_has, log, f"'{message}'"), "the line in the file")
-            assert to_file.poll() is None
-        finally:
-            to_file.kill()
+    with into_file(log, broker.url, RECEIVE) as to_file:
+        wait_until(partial(file_has, log, "Waiting"), "the ready line in the file")
+        for message in ("one", "two"):
+            publish(channel, message)
+            screen.expect(f"'{message}'")
+            wait_until(partial(file_has, log, f"'{message}'"), "the line in the file")
+        assert to_file.poll() is None
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from pika.adapters.blocking_connection import BlockingChannel
 
 from tests.broker import EXCHANGES, QUEUES, Broker, wait_until
 from tests.conftest import Run, Variant
-from tests.terminal import REPOSITORY, Terminal, script_environment
+from tests.terminal import REPOSITORY, Terminal, into_file, script_environment
 from tests.test_part_3 import file_has
 
 SCRIPTS = sorted(str(path.relative_to(REPOSITORY)) for path in REPOSITORY.glob("part_*/*.py"))
@@ -391,19 +391,8 @@ def test_a_body_may_be_any_bytes(run: Run, channel: BlockingChannel) -> None:
 def test_the_ready_line_reaches_a_file_at_once(broker: Broker, tmp_path: Path) -> None:
     for script in CONSUMERS:
         log = tmp_path / Path(script).name
-        with (
-            log.open("w") as file,
-            subprocess.Popen(
-                [sys.executable, *command(script)],
-                cwd=REPOSITORY,
-                env=script_environment(broker.url),
-                stdout=file,
-            ) as consumer,
-        ):
-            try:
-                wait_until(partial(file_has, log, "[*] Waiting"), "the ready line in the file")
-            finally:
-                consumer.kill()
+        with into_file(log, broker.url, *command(script)):
+            wait_until(partial(file_has, log, "[*] Waiting"), "the ready line in the file")
 
 
 def test_a_lost_connection_ends_a_viewer_and_not_a_service(run: Run, own_broker: Broker) -> None:
