@@ -267,8 +267,8 @@ class Report:
         for consumer in (*self.workers, *self.servers):
             yield from wrong_with_consumer(consumer)
         yield from wrong_with_tasks(self.senders, self.workers)
-        if through := jobs - sum(program.through for program in programs):
-            yield f"{through} of {jobs} jobs failed {ATTEMPTS} times"
+        if failed := jobs - sum(program.through for program in programs):
+            yield f"{failed} of {jobs} jobs failed {ATTEMPTS} times"
         for queue, number in self.left.items():
             if number:
                 yield f"{number} messages are left in {queue}"
