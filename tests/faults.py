@@ -14,7 +14,6 @@ makes of it: who was busy with what differs from run to run.
 """
 
 import argparse
-import ast
 import contextlib
 import random
 import signal
@@ -35,6 +34,7 @@ from tests.broker import KINDS, Broker, NoBrokerError, running, wait_until
 from tests.terminal import Terminal
 
 CLIENT = "part_6/rpc_client.py"
+RECEIVED = " [x] Received "
 
 WORKERS, SERVERS = 4, 2
 # How many run new_task.py and rpc_client.py at the same time.
@@ -154,9 +154,14 @@ class Ended:
     error: Sequence[str] = ()
 
     @property
+    def task(self) -> str:
+        """The task that it was to send, in the form in which all programs print it."""
+        return repr(self.command[-1])
+
+    @property
     def sent(self) -> bool:
         """Whether it reported its task as sent."""
-        return f" [x] Sent {self.command[-1]!r}" in self.out
+        return f" [x] Sent {self.task}" in self.out
 
     @property
     def through(self) -> bool:
@@ -208,26 +213,24 @@ def wrong_with_consumer(ended: Ended) -> Iterator[str]:
             yield f"{ended.command[0]} said on stderr: {unclear}"
 
 
-def tasks_done(worker: Ended) -> Iterator[str]:
-    """Return the tasks that a worker did, one for each time that it did it."""
-    begun, done = " [x] Received ", " [x] Done"
-    for received, following in pairwise(worker.out):
-        if received.startswith(begun) and following == done:
-            yield str(ast.literal_eval(received.removeprefix(begun)))
+def tasks_done(lines: Iterable[str]) -> Iterator[str]:
+    """Return the tasks that a worker did by the lines that it printed, as often as it did each."""
+    for begun, following in pairwise(lines):
+        if begun.startswith(RECEIVED) and following == " [x] Done":
+            yield begun.removeprefix(RECEIVED)
 
 
 def wrong_with_tasks(senders: Iterable[Ended], workers: Sequence[Ended]) -> Iterator[str]:
     """Say which tasks are lost, and which were done that nobody asked for."""
-    done = {task for worker in workers for task in tasks_done(worker)}
+    done = {task for worker in workers for task in tasks_done(worker.out)}
     asked = set()
     for sender in senders:
-        task = sender.command[-1]
-        asked.add(task)
-        if sender.sent and task not in done:
-            begun = sum(f" [x] Received {task!r}" in worker.out for worker in workers)
-            yield f"lost: {task!r} was reported as sent, begun by {begun} workers, done by none"
+        asked.add(sender.task)
+        if sender.sent and sender.task not in done:
+            begun = sum(f"{RECEIVED}{sender.task}" in worker.out for worker in workers)
+            yield f"lost: {sender.task} was sent, begun by {begun} workers, and done by none"
     for task in sorted(done - asked):
-        yield f"never asked for: {task!r} was done, and nobody had sent it"
+        yield f"never asked for: {task} was done, and nobody had sent it"
 
 
 @dataclass
@@ -255,7 +258,7 @@ class Report:
     @property
     def done(self) -> Counter[str]:
         """How often each task was done."""
-        return Counter(task for worker in self.workers for task in tasks_done(worker))
+        return Counter(task for worker in self.workers for task in tasks_done(worker.out))
 
     def wrong(self, jobs: int) -> Iterator[str]:
         """Say all that is wrong, where so many jobs were to be done."""
@@ -278,8 +281,8 @@ class Report:
     def figures(self) -> Iterator[str]:
         """Say how much was done, and how."""
         done = self.done
-        sent = {sender.command[-1] for sender in self.senders if sender.sent}
-        doubtful = {sender.command[-1] for sender in self.senders} - sent
+        sent = {sender.task for sender in self.senders if sender.sent}
+        doubtful = {sender.task for sender in self.senders} - sent
         arrived = len(doubtful & done.keys())
         again = sum(times > 1 for times in done.values())
         yield f"{len(sent)} tasks reported as sent, {len(sent & done.keys())} of them done"

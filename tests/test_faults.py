@@ -97,7 +97,7 @@ def test_what_may_happen_is_not_wrong() -> None:
     [
         (
             replace(RIGHT, workers=[worker("2", "3", "3 again"), RIGHT.workers[2]]),
-            "lost: '1' was reported as sent, begun by 1 workers, done by none",
+            "lost: '1' was sent, begun by 1 workers, and done by none",
         ),
         (
             replace(RIGHT, workers=[*RIGHT.workers, worker("5")]),
