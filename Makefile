@@ -1,8 +1,8 @@
 # make demo          all parts running: each command line, and what it printed
 # make test          the proofs; make test ARGS="--broker=docker -k part_2" chooses
 # make bench         what each choice costs, in tables and pictures; make bench QUICK=1 is coarser
-# make faults        500 tasks and 1,200 calls while all that can be killed is; make faults SEED=17 again
-# make load          200 workers, 200 receivers, 10,000 messages, and the memory of who does so many
+# make faults        tasks and calls, while what can be killed is; make faults SEED=17 does it again
+# make load          two hundred workers and receivers, ten thousand messages, and memory
 # make check         ruff, mypy, and the schemas of the workflow and of docker-compose.yml
 # make readme        write the README's code and transcripts, from the scripts and from running them
 # make check-readme  compare them instead

@@ -399,7 +399,7 @@ class Trial:
             self._broker.start()
             self._broker_runs.set()
         elif fault.what == "kill a busy worker":
-            worker = wait_until(self._busy_worker, "a worker to be busy")
+            worker = wait_until(self._busy_worker, "a worker to be busy", seconds=60)
             assert worker
             self._replace("worker", worker)
         else:
@@ -412,12 +412,11 @@ class Trial:
         )
 
     def _busy_worker(self) -> Terminal | None:
-        busy = (
-            worker
-            for worker in self._places["worker"]
-            if worker.messages and worker.messages[-1].startswith("Received")
-        )
-        return next(busy, None)
+        for worker in self._places["worker"]:
+            if worker.messages and worker.messages[-1].startswith("Received"):
+                return worker
+        # When there is nothing more to be sent, nobody may ever be busy again.
+        return None if self._jobs else self._places["worker"][0]
 
     def _replace(self, kind: str, consumer: Terminal) -> None:
         consumer.kill()

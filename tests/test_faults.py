@@ -9,6 +9,7 @@ import pytest
 from tests import faults
 from tests.bench import NEW_TASK, SERVER, WORKER
 from tests.broker import Broker
+from tests.conftest import Run
 from tests.faults import CLIENT, FULL, Ended, Report, Size
 
 # One stop in order: a broker killed outright is what a test of Part II is about.
@@ -35,6 +36,14 @@ def test_a_short_run(own_broker: Broker) -> None:
     assert sum(client.through for client in report.clients) == SHORT.clients
     assert len(report.workers) == faults.WORKERS + 3
     assert len(report.servers) == faults.SERVERS + 1
+
+
+def test_a_broker_that_is_somebodys_is_left_alone(run: Run, broker: Broker) -> None:
+    refused = run("-m", "tests.faults", "--broker=url")
+    assert refused.wait() == 1
+    assert len(refused.error) == 1
+    assert "this run stops and kills its broker: unset RABBITMQ_URL" in refused.error[0]
+    assert broker.version
 
 
 def test_a_seed_gives_the_same_plan_again_and_the_broker_first_stops_in_order() -> None:
