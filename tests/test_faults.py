@@ -19,7 +19,7 @@ SHORT = Size(
     faults={
         "kill a busy worker": 2,
         "kill a worker": 1,
-        "kill a server": 1,
+        "kill a busy server": 2,
         "stop the broker": 1,
     },
 )
@@ -35,7 +35,7 @@ def test_a_short_run(own_broker: Broker) -> None:
     assert sum(sender.sent for sender in report.senders) == SHORT.tasks
     assert sum(client.through for client in report.clients) == SHORT.clients
     assert len(report.workers) == faults.WORKERS + 3
-    assert len(report.servers) == faults.SERVERS + 1
+    assert len(report.servers) == faults.SERVERS + 2
 
 
 def test_a_broker_that_is_somebodys_is_left_alone(run: Run, broker: Broker) -> None:
@@ -129,6 +129,10 @@ def test_what_may_happen_is_not_wrong() -> None:
         (
             replace(RIGHT, senders=[*RIGHT.senders, sender("6", "What", "Why")]),
             f"{NEW_TASK} '6' ended with exit code 1, without one clear line: ['What', 'Why']",
+        ),
+        (
+            replace(RIGHT, senders=[*RIGHT.senders, replace(sender("6", CLEAR), calm=True)]),
+            f"{NEW_TASK} '6' failed, although the broker ran all the while: {CLEAR}",
         ),
         (
             replace(RIGHT, senders=[*RIGHT.senders, Ended((NEW_TASK, "6"), 0)]),
