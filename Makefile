@@ -1,6 +1,8 @@
 # make demo          all parts running: each command line, and what it printed
 # make test          the proofs; make test ARGS="--broker=docker -k part_2" chooses
 # make bench         what each choice costs, in tables and pictures; make bench QUICK=1 is coarser
+# make faults        tasks and calls, while what can be killed is; make faults SEED=17 does it again
+# make load          two hundred workers and receivers, ten thousand messages, and memory
 # make check         ruff, mypy, and the schemas of the workflow and of docker-compose.yml
 # make readme        write the README's code and transcripts, from the scripts and from running them
 # make check-readme  compare them instead
@@ -8,7 +10,7 @@
 # make screenshot    take the picture of the management page, while workers work
 # make clean         undo the set-up
 
-.PHONY: demo test bench check check-readme readme pictures screenshot setup clean
+.PHONY: demo test bench faults load check check-readme readme pictures screenshot setup clean
 
 demo: setup
 	@.venv/bin/python -m tests.tour
@@ -19,6 +21,12 @@ test: setup
 bench:
 	@./setup.sh bench
 	@.venv/bin/python -m tests.bench $(if $(QUICK),--quick)
+
+faults: setup
+	@.venv/bin/python -m tests.faults $(if $(SEED),--seed=$(SEED)) $(ARGS)
+
+load: setup
+	@.venv/bin/python -m tests.load $(ARGS)
 
 check:
 	@./setup.sh bench

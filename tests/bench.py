@@ -94,16 +94,18 @@ class Bench:
 class Programs(contextlib.ExitStack):
     """Programs that run on the broker until the end, and the time of each line that they print."""
 
-    def __init__(self, broker: Broker) -> None:
-        """Have programs reach the broker."""
+    def __init__(self, broker: Broker, keep: Callable[[str], str] = str) -> None:
+        """Have programs reach the broker; `keep` says what is kept of each line that they print."""
         super().__init__()
         self._broker = broker
+        self._keep = keep
         self.started: list[Terminal] = []
         self.printed: list[tuple[float, Terminal, str]] = []
 
     def start(self, *command: str) -> Terminal:
         """Start a program."""
-        terminal = Terminal(str(len(self.started)), self._broker.url, self._echo, *command)
+        name = str(len(self.started))
+        terminal = Terminal(name, self._broker.url, self._echo, *command, keep=self._keep)
         self.started.append(terminal)
         self.callback(terminal.kill)
         return terminal

@@ -11,6 +11,7 @@ says which one that is, and ends with 1 where there is none.
 
 import argparse
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -195,6 +196,11 @@ class Broker(ABC):
     def unacknowledged(self, queue: str) -> int:
         """Return how many messages are with consumers, as of the queue's last report."""
         return int(self.queues()[queue].get("messages_unacknowledged", 0))
+
+    def messages(self) -> dict[str, int]:
+        """Return how many messages each queue has, ready or with consumers, as of now."""
+        told = self.ctl("--silent", "list_queues", "name", "messages", "--formatter", "json")
+        return {queue["name"]: int(queue["messages"]) for queue in json.loads(told)}
 
     def wait_for_acknowledgements(self, queue: str) -> None:
         """Wait until no message of the queue is unacknowledged.

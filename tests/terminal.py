@@ -63,7 +63,9 @@ class Terminal:
     Its output goes to pipes, so that what a script forgets to flush is not seen here either.
     """
 
-    def __init__(self, name: str, url: str, echo: Echo, *command: str) -> None:
+    def __init__(
+        self, name: str, url: str, echo: Echo, *command: str, keep: Callable[[str], str] = str
+    ) -> None:
         """Start `command`, a script's path from the repository on and its arguments.
 
         Args:
@@ -71,11 +73,13 @@ class Terminal:
             url: The broker's address, which the script gets as RABBITMQ_URL.
             echo: Is called with this terminal and each line, as it is printed.
             command: Such as "part_2/new_task.py", "First task.".
+            keep: What is kept, and echoed, of each line that it prints.
         """
         self.name = name
         # Arguments need not be UTF-8, while this is for showing.
         self.command = shlex.join(["python", *command]).encode(errors="replace").decode()
         self._echo = echo
+        self._keep = keep
         self._out: list[str] = []
         self._error: list[str] = []
         self._printed = threading.Condition()
@@ -101,7 +105,7 @@ class Terminal:
         with stream:
             for line in stream:
                 with self._printed:
-                    lines.append(line.rstrip("\n"))
+                    lines.append(self._keep(line.rstrip("\n")))
                     self._echo(self, lines[-1])
                     self._printed.notify_all()
 

@@ -1,0 +1,530 @@
+"""The fault run: tasks and calls, while workers, servers and the broker are stopped and killed.
+
+    make faults             within about three minutes; the first line tells its seed
+    make faults SEED=17     the same jobs and the same faults again
+
+Five hundred tasks go by part_2/new_task.py to four workers, and two thousand calls by
+part_6/rpc_client.py to two servers. Whoever is killed is replaced, and what fails is tried again,
+as a person would. In the end each task that was reported as sent was done, no task was done that
+nobody had sent, no call got a wrong answer, nothing failed but where the broker went, and that was
+said in one clear line, the queues are empty, and no process is left. Otherwise the run says what is
+wrong, and exits with 1.
+
+The seed decides what is done and when, counted in jobs that are through, and not what the machine
+makes of it: who was busy with what differs from run to run.
+"""
+
+import argparse
+import contextlib
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import psutil
+
+from tests.bench import NEW_TASK, RPC_QUEUE, SERVER, TASK_QUEUE, WORKER, Programs
+from tests.broker import KINDS, Broker, NoBrokerError, running, wait_until
+from tests.terminal import Terminal
+
+CLIENT = "part_6/rpc_client.py"
+RECEIVED = " [x] Received "
+
+WORKERS, SERVERS = 4, 2
+# How many run new_task.py and rpc_client.py at the same time.
+SHELLS = 4
+# So many calls of a client are in flight at once, for numbers that take a server some milliseconds.
+CALLS, NUMBERS = 50, range(15_000, 20_001)
+# Within that, servers are back after a restart of the broker.
+TIMEOUT_S = 20
+
+# After so long a program hangs. new_task.py gives up after a minute; rpc_client.py does after its
+# timeout, before which it may wait for its connection for as long as pika does, 15 s.
+LIMITS_S = {NEW_TASK: 75, CLIENT: TIMEOUT_S + 30}
+# A job that fails so often fails for another reason than a fault.
+ATTEMPTS = 5
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is done, and how many faults of each kind there are meanwhile.
+
+    Attributes:
+        tasks: How many tasks are sent.
+        clients: How many times rpc_client.py is run.
+        faults: How many there are, by what is done.
+    """
+
+    tasks: int
+    clients: int
+    faults: Mapping[str, int]
+
+
+FULL = Size(
+    tasks=500,
+    clients=40,
+    faults={
+        "kill a busy worker": 8,
+        "kill a worker": 8,
+        "kill a busy server": 4,
+        "kill a server": 4,
+        "stop the broker": 3,
+        "kill the broker": 3,
+    },
+)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is done once so many jobs are through, and to which of the workers or servers."""
+
+    after: int
+    what: str
+    which: int
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task to be sent."""
+
+    number: int
+    seconds: int
+
+    def command(self, attempt: int) -> tuple[str, ...]:
+        """Return the command line, with a text for each attempt, since each may arrive."""
+        return NEW_TASK, f"task {self.number}, attempt {attempt}{'.' * self.seconds}"
+
+
+@dataclass(frozen=True)
+class Calls:
+    """Numbers to ask for in one run of the client."""
+
+    numbers: tuple[int, ...]
+
+    def command(self, attempt: int) -> tuple[str, ...]:
+        """Return the command line."""
+        return CLIENT, "--timeout", str(TIMEOUT_S), *map(str, self.numbers)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a seed makes of a size: the jobs in their order, and the faults in theirs."""
+
+    jobs: Sequence[Task | Calls]
+    faults: Sequence[Fault]
+
+
+def plan(size: Size, seed: int) -> Plan:
+    """Return the jobs and the faults of that seed."""
+    chance = random.Random(seed)  # noqa: S311 - it is to be predictable
+    # Every third task takes a second, so that there are busy workers all the time.
+    jobs: list[Task | Calls] = [Task(n, chance.choice((0, 0, 1))) for n in range(size.tasks)]
+    jobs += [Calls(tuple(chance.choices(NUMBERS, k=CALLS))) for _ in range(size.clients)]
+    chance.shuffle(jobs)
+    whats = [what for what, number in size.faults.items() for _ in range(number)]
+    chance.shuffle(whats)
+    # That there is a queue is written to disk a little later than it is declared (see the README):
+    # a broker killed outright before may have forgotten it, with all that was confirmed. A stop in
+    # order writes it, so if the broker goes at all, it goes first in this way.
+    brokers = [index for index, what in enumerate(whats) if what.endswith("the broker")]
+    if "stop the broker" in whats:
+        first, stop = brokers[0], whats.index("stop the broker")
+        whats[first], whats[stop] = whats[stop], whats[first]
+    moments = sorted(chance.sample(range(len(jobs) // 10, len(jobs) * 9 // 10), k=len(whats)))
+    faults = [
+        Fault(after, what, chance.randrange(4)) for after, what in zip(moments, whats, strict=True)
+    ]
+    return Plan(jobs, faults)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A program that has ended: its command line, its exit code and what it printed.
+
+    The exit code is None where it hung, and was killed for it. `calm` tells whether the broker ran
+    all the while; what befell workers and servers is for nobody else to notice.
+    """
+
+    command: tuple[str, ...]
+    code: int | None
+    out: Sequence[str] = ()
+    error: Sequence[str] = ()
+    calm: bool = False
+
+    @property
+    def task(self) -> str:
+        """The task that it was to send, in the form in which all programs print it."""
+        return repr(self.command[-1])
+
+    @property
+    def sent(self) -> bool:
+        """Whether it reported its task as sent."""
+        return f" [x] Sent {self.task}" in self.out
+
+    @property
+    def through(self) -> bool:
+        """Whether its job is done, and need not be tried again."""
+        return self.sent if self.command[0] == NEW_TASK else self.code == 0
+
+
+def fibonacci(n: int) -> int:
+    """Return the n-th Fibonacci number, by doubling: another way than the server's."""
+    current, following = 0, 1
+    for bit in f"{n:b}":
+        current, following = current * (2 * following - current), current**2 + following**2
+        if bit == "1":
+            current, following = following, current + following
+    return current
+
+
+def wrong_with_program(ended: Ended) -> Iterator[str]:
+    """Say what is wrong with how a sender or a client ended, whatever befell it."""
+    called = f"{ended.command[0]} {ended.command[-1]!r}"
+    if ended.code is None:
+        yield f"{called} hung: {[*ended.out, *ended.error]}"
+    elif ended.code == 0:
+        if ended.error or (ended.command[0] == NEW_TASK and not ended.sent):
+            yield f"{called} ended with exit code 0 and: {[*ended.out, *ended.error]}"
+    elif ended.code != 1 or len(ended.error) != 1 or not ended.error[0].startswith(" [!] "):
+        yield f"{called} ended with exit code {ended.code}, without one clear line: {ended.error}"
+    elif ended.calm:
+        yield f"{called} failed, although the broker ran all the while: {ended.error[0]}"
+
+
+def wrong_with_answers(client: Ended) -> Iterator[str]:
+    """Say which answers of a client are wrong, or are missing although it ended well."""
+    printed = [line.removeprefix(" [.] ") for line in client.out if line.startswith(" [.] ")]
+    right = [f"fib({n}) = {fibonacci(int(n))}" for n in client.command[3:]]
+    # The client prints its answers in the order in which it asked, until one does not come.
+    for answer, expected in zip(printed, right, strict=False):
+        if answer != expected:
+            yield f"{CLIENT} printed {answer[:60]!r} for {expected[:60]!r}"
+    if client.code == 0 and len(printed) != len(right):
+        yield f"{CLIENT} ended with exit code 0 and {len(printed)} of {len(right)} answers"
+
+
+def wrong_with_consumer(ended: Ended) -> Iterator[str]:
+    """Say what is wrong with how a worker or a server ended that was stopped or killed here."""
+    if ended.code not in (0, -signal.SIGKILL):
+        yield f"{ended.command[0]} ended by itself, exit code {ended.code}: {ended.error[-1:]}"
+    else:
+        unclear = [line for line in ended.error if not line.startswith(" [!] Connection lost")]
+        if unclear:
+            yield f"{ended.command[0]} said on stderr: {unclear}"
+
+
+def tasks_done(lines: Iterable[str]) -> Iterator[str]:
+    """Return the tasks that a worker did by the lines that it printed, as often as it did each."""
+    for begun, following in pairwise(lines):
+        if begun.startswith(RECEIVED) and following == " [x] Done":
+            yield begun.removeprefix(RECEIVED)
+
+
+def wrong_with_tasks(senders: Iterable[Ended], workers: Sequence[Ended]) -> Iterator[str]:
+    """Say which tasks are lost, and which were done that nobody asked for."""
+    done = {task for worker in workers for task in tasks_done(worker.out)}
+    asked = set()
+    for sender in senders:
+        asked.add(sender.task)
+        if sender.sent and sender.task not in done:
+            begun = sum(f"{RECEIVED}{sender.task}" in worker.out for worker in workers)
+            yield f"lost: {sender.task} was sent, begun by {begun} workers, and done by none"
+    for task in sorted(done - asked):
+        yield f"never asked for: {task} was done, and nobody had sent it"
+
+
+@dataclass
+class Report:
+    """What came of a run.
+
+    Attributes:
+        senders: Each run of new_task.py.
+        clients: Each run of rpc_client.py.
+        workers: Each worker.
+        servers: Each server.
+        faults: How often what was done.
+        left: How many messages each queue has in the end, with consumers or ready for them.
+        processes: The command lines of what still runs in the end.
+    """
+
+    senders: list[Ended] = field(default_factory=list)
+    clients: list[Ended] = field(default_factory=list)
+    workers: list[Ended] = field(default_factory=list)
+    servers: list[Ended] = field(default_factory=list)
+    faults: Counter[str] = field(default_factory=Counter)
+    left: dict[str, int] = field(default_factory=dict)
+    processes: list[str] = field(default_factory=list)
+
+    @property
+    def done(self) -> Counter[str]:
+        """How often each task was done."""
+        return Counter(task for worker in self.workers for task in tasks_done(worker.out))
+
+    def wrong(self, jobs: int) -> Iterator[str]:
+        """Say all that is wrong, where so many jobs were to be done."""
+        programs = [*self.senders, *self.clients]
+        for program in programs:
+            yield from wrong_with_program(program)
+        for client in self.clients:
+            yield from wrong_with_answers(client)
+        for consumer in (*self.workers, *self.servers):
+            yield from wrong_with_consumer(consumer)
+        yield from wrong_with_tasks(self.senders, self.workers)
+        if failed := jobs - sum(program.through for program in programs):
+            yield f"{failed} of {jobs} jobs failed {ATTEMPTS} times"
+        for queue, number in self.left.items():
+            if number:
+                yield f"{number} messages are left in {queue}"
+        for process in self.processes:
+            yield f"still running: {process}"
+
+    def figures(self) -> Iterator[str]:
+        """Say how much was done, and how."""
+        done = self.done
+        sent = {sender.task for sender in self.senders if sender.sent}
+        doubtful = {sender.task for sender in self.senders} - sent
+        arrived = len(doubtful & done.keys())
+        again = sum(times > 1 for times in done.values())
+        yield f"{len(sent)} tasks reported as sent, {len(sent & done.keys())} of them done"
+        yield f"{len(doubtful)} tasks in doubt, since their senders failed; {arrived} of them done"
+        yield f"{again} tasks done twice or more"
+        answers = sum(line.startswith(" [.] ") for client in self.clients for line in client.out)
+        failed = sum(client.code != 0 for client in self.clients)
+        yield f"{answers} calls answered; {failed} clients failed, and asked again"
+        for what, times in sorted(self.faults.items()):
+            yield f"{what}: {times} times"
+
+
+class Trial:
+    """A run of the programs on a broker, with faults."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        programs: Programs,
+        tell: Callable[[str], None],
+        worker: str = WORKER,
+        server: str = SERVER,
+    ) -> None:
+        """Prepare a run.
+
+        Args:
+            broker: It is stopped and killed.
+            programs: What is started.
+            tell: Is called with a line for each fault.
+            worker: The path of a script to run in the place of the tutorial's.
+            server: The same for the server.
+        """
+        self._broker = broker
+        self._programs = programs
+        self._tell = tell
+        self._scripts = {"worker": worker, "server": server}
+        #: All that were ever started, and those of them that run, in their places.
+        self._consumers: dict[str, list[Terminal]] = {"worker": [], "server": []}
+        self._places: dict[str, list[Terminal]] = {"worker": [], "server": []}
+        self._jobs = deque[Task | Calls]()
+        self._through = 0
+        self._lock = threading.Lock()
+        self._asking = set[Terminal]()
+        self._broker_runs = threading.Event()
+        self._outages = 0
+        self._report = Report()
+
+    def run(self, plan: Plan) -> Report:
+        """Do the jobs, with the faults; return what came of them."""
+        for kind, number in (("worker", WORKERS), ("server", SERVERS)):
+            self._places[kind] = [self._start(kind) for _ in range(number)]
+            for consumer in self._places[kind]:
+                consumer.expect_ready()
+        self._jobs.extend(plan.jobs)
+        self._broker_runs.set()
+        with ThreadPoolExecutor(SHELLS) as pool:
+            shells = [pool.submit(self._shell) for _ in range(SHELLS)]
+            try:
+                for fault in plan.faults:
+                    self._wait_for_jobs(fault.after)
+                    self._carry_out(fault)
+                self._wait_for_jobs(len(plan.jobs))
+            finally:
+                self._jobs.clear()
+                self._broker_runs.set()
+        for shell in shells:
+            shell.result()
+        self._finish()
+        return self._report
+
+    def _start(self, kind: str) -> Terminal:
+        consumer = self._programs.start(self._scripts[kind])
+        self._consumers[kind].append(consumer)
+        return consumer
+
+    def _wait_for_jobs(self, number: int) -> None:
+        wait_until(lambda: self._through >= number, f"{number} jobs to be through", seconds=300)
+
+    def _shell(self) -> None:
+        """Do one job after the other, each until it succeeds."""
+        while True:
+            try:
+                job = self._jobs.popleft()
+            except IndexError:
+                return
+            for attempt in range(1, ATTEMPTS + 1):
+                ended = self._program(job.command(attempt))
+                with self._lock:
+                    if isinstance(job, Task):
+                        self._report.senders.append(ended)
+                    else:
+                        self._report.clients.append(ended)
+                if ended.through:
+                    break
+                self._broker_runs.wait()
+            with self._lock:
+                self._through += 1
+
+    def _program(self, command: tuple[str, ...]) -> Ended:
+        calm, outages = self._broker_runs.is_set(), self._outages
+        terminal = self._programs.start(*command)
+        if command[0] == CLIENT:
+            self._asking.add(terminal)
+        try:
+            code: int | None = terminal.wait(LIMITS_S[command[0]])
+        except subprocess.TimeoutExpired:
+            terminal.kill()
+            code = None
+        self._asking.discard(terminal)
+        calm = calm and outages == self._outages
+        return Ended(command, code, terminal.out, terminal.error, calm)
+
+    def _carry_out(self, fault: Fault) -> None:
+        began = time.monotonic()
+        if fault.what.endswith("the broker"):
+            self._broker_runs.clear()
+            self._outages += 1
+            if fault.what == "stop the broker":
+                self._broker.stop()
+            else:
+                self._broker.kill()
+            self._broker.start()
+            self._broker_runs.set()
+        else:
+            *_, kind = fault.what.split()
+            consumer = self._places[kind][fault.which % len(self._places[kind])]
+            if "busy" in fault.what:
+                # When there is nothing more to be sent, nobody may ever be busy again.
+                wait_until(
+                    lambda: self._busy(kind, consumer) or not self._jobs, "work", seconds=120
+                )
+            self._replace(kind, consumer)
+        self._report.faults[fault.what] += 1
+        self._tell(
+            f"after {fault.after} jobs: {fault.what}, and start it again"
+            f" ({time.monotonic() - began:.1f} s)"
+        )
+
+    def _busy(self, kind: str, consumer: Terminal) -> bool:
+        if kind == "worker":
+            return bool(consumer.messages) and consumer.messages[-1].startswith("Received")
+        # A server does not say when it has answered. While a client has asked and has not got all
+        # of its answers, all servers have some to give.
+        return any(1 <= len(client.out) <= CALLS for client in list(self._asking))
+
+    def _replace(self, kind: str, consumer: Terminal) -> None:
+        consumer.kill()
+        # A consumer that never had a connection gives up where there is none: it has to be ready
+        # before the next fault.
+        place = self._places[kind].index(consumer)
+        self._places[kind][place] = self._start(kind).expect_ready()
+
+    def _finish(self) -> None:
+        """Let the consumers come to an end, stop them, and look at what is left."""
+        with contextlib.suppress(TimeoutError):  # the report tells what is left
+            wait_until(lambda: not any(self._left().values()), "empty queues", seconds=60)
+        for kind, ended in (("worker", self._report.workers), ("server", self._report.servers)):
+            for consumer in self._places[kind]:
+                consumer.ctrl_c()
+            for consumer in self._consumers[kind]:
+                code = consumer.wait()
+                ended.append(Ended((self._scripts[kind],), code, consumer.out, consumer.error))
+        self._report.left = self._left()
+        self._report.processes = processes_left()
+
+    def _left(self) -> dict[str, int]:
+        messages = self._broker.messages()
+        return {queue: messages.get(queue, 0) for queue in (TASK_QUEUE, RPC_QUEUE)}
+
+
+def processes_left() -> list[str]:
+    """Return the command lines of the Python programs that this one started and that still run."""
+    left = []
+    for child in psutil.Process().children(recursive=True):
+        try:
+            command = child.cmdline()
+        except psutil.Error:  # it ended meanwhile
+            continue
+        if command[:1] == [sys.executable]:
+            left.append(" ".join(command))
+    return left
+
+
+def trial(
+    broker: Broker,
+    planned: Plan,
+    tell: Callable[[str], None],
+    worker: str = WORKER,
+    server: str = SERVER,
+) -> Report:
+    """Do the jobs of a plan, with its faults; return what came of them. See `Trial`."""
+    with Programs(broker) as programs:
+        return Trial(broker, programs, tell, worker, server).run(planned)
+
+
+def main() -> None:
+    """Do a full run; exit with 1 if anything is wrong."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--broker", choices=KINDS, default="auto", help="as pytest's option")
+    parser.add_argument("--seed", type=int, default=random.randrange(1_000_000))  # noqa: S311
+    parser.add_argument("--worker", default=WORKER, help="another script in the place of worker.py")
+    parser.add_argument("--server", default=SERVER, help="the same for rpc_server.py")
+    arguments = parser.parse_args()
+    print(f"seed {arguments.seed}", flush=True)
+    planned = plan(FULL, arguments.seed)
+    began = time.monotonic()
+    try:
+        with running(arguments.broker, print) as broker:
+            if not broker.owned:
+                sys.exit(
+                    f"{broker.description} is somebody's, and this run stops and kills its broker:"
+                    " unset RABBITMQ_URL, or choose --broker=docker or --broker=local"
+                )
+            print(f"RabbitMQ {broker.version}, {broker.description}", flush=True)
+
+            def tell(line: str) -> None:
+                print(f"{time.monotonic() - began:6.1f} s  {line}", flush=True)
+
+            report = trial(broker, planned, tell, arguments.worker, arguments.server)
+    except NoBrokerError as error:
+        sys.exit(f"{error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (AssertionError, TimeoutError) as error:
+        sys.exit(f"The run ends here: {error}")
+    print("\n".join(["", *report.figures()]))
+    wrong = list(report.wrong(len(planned.jobs)))
+    if wrong:
+        sys.exit("\n".join(["", *wrong[:20], f"{len(wrong)} wrong, with seed {arguments.seed}"]))
+    print(
+        f"All as it should be, after {time.monotonic() - began:.0f} s, with seed {arguments.seed}."
+    )
+
+
+if __name__ == "__main__":
+    main()

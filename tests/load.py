@@ -1,0 +1,329 @@
+"""The load run: many consumers, many messages, and the memory of who has dealt with so many.
+
+    make load            within a few minutes
+
+Two hundred workers share ten thousand tasks, a hundred of them of a megabyte. Two hundred receivers
+get a copy each of fifty messages, two of them of a megabyte. One worker, and one RPC server, do ten
+thousand alone. In the end each task was done, each receiver got each message in order, the memory
+of the two is where it was after the first two thousand, and no process is left. Otherwise the run
+says what is wrong, and exits with 1.
+"""
+
+import argparse
+import hashlib
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import psutil
+
+from part_6.rpc_client import FibonacciRpcClient
+from tests.bench import (
+    LOGS,
+    SERVER,
+    TASK_QUEUE,
+    WORKER,
+    Programs,
+    in_flight,
+    publish_tasks,
+)
+from tests.broker import KINDS, Broker, NoBrokerError, running, wait_until
+from tests.faults import RECEIVED, processes_left, tasks_done
+from tests.terminal import Terminal
+
+RECEIVER = "part_3/receive_logs.py"
+
+MEGABYTE = 1_000_000
+# So many programs are started at once: each start takes a core for a while.
+BATCH = 20
+# Whoever prints nothing for so long will print no more.
+QUIET_S = 20
+# A program's memory may grow by this, and by so much for each task or request, in bytes. The body
+# of a task has more.
+SLACK, LEAK, BODY = 500_000, 100, 1_000
+# Requests in flight at once.
+WINDOW = 100
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is done.
+
+    Attributes:
+        workers: How many there are.
+        tasks: How many they share.
+        large_tasks: How many of these are of a megabyte.
+        receivers: How many there are.
+        messages: How many each of them gets.
+        large_messages: How many of these are of a megabyte.
+        warm: How many tasks, or requests, come before one worker's memory is first looked at.
+        more: How many come then.
+    """
+
+    workers: int
+    tasks: int
+    large_tasks: int
+    receivers: int
+    messages: int
+    large_messages: int
+    warm: int
+    more: int
+
+
+FULL = Size(
+    workers=200,
+    tasks=10_000,
+    large_tasks=100,
+    receivers=200,
+    messages=50,
+    large_messages=2,
+    warm=2_000,
+    more=8_000,
+)
+
+
+def brief(line: str) -> str:
+    """Return what is kept of a line: all of a short one, the length and a digest of a long one."""
+    if len(line) <= 200:
+        return line
+    return f"{line[:50]}… ({len(line)} characters, {hashlib.sha256(line.encode()).hexdigest()})"
+
+
+def bodies(what: str, number: int, large: int) -> list[str]:
+    """Return so many bodies, all different, of which so many are of a megabyte."""
+    return [
+        f"{what} {n}".ljust(MEGABYTE if n % (number // large) == 0 else 0, "x")
+        for n in range(1, number + 1)
+    ]
+
+
+def wrong_with_work(tasks: Sequence[str], printed: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Say which tasks are not done, and what was done that is no task, by what workers printed."""
+    done = {task for lines in printed for task in tasks_done(lines)}
+    expected = {brief(f"{RECEIVED}{task!r}").removeprefix(RECEIVED) for task in tasks}
+    for task in sorted(expected - done):
+        yield f"lost: {task}"
+    for task in sorted(done - expected):
+        yield f"never sent: {task}"
+
+
+def wrong_with_copies(messages: Sequence[str], printed: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Say which receivers did not print all messages, in order and nothing else."""
+    expected = [brief(f" [x] {message!r}") for message in messages]
+    for number, lines in enumerate(printed, start=1):
+        got = [line for line in lines if line.startswith(" [x] ")]
+        if missing := Counter(expected) - Counter(got):
+            yield f"receiver {number} lost {missing.total()} messages, the first {min(missing)!r}"
+        elif got != expected:
+            yield (
+                f"receiver {number} got {len(got)} messages for {len(expected)},"
+                " or not in their order"
+            )
+
+
+def wrong_with_memory(name: str, before: int, after: int, number: int) -> Iterator[str]:
+    """Say whether a program whose bytes grew keeps some of each of so many tasks or requests."""
+    if after - before > SLACK + number * LEAK:
+        yield f"{name} keeps {(after - before) / number:.0f} bytes of each of {number:,}"
+
+
+def wrong_with_ends(terminals: Sequence[Terminal]) -> Iterator[str]:
+    """Press Ctrl+C in all terminals; say which programs do not end well, or are still there."""
+    for terminal in terminals:
+        terminal.ctrl_c()
+    for terminal in terminals:
+        if (code := terminal.wait(60)) or terminal.error:
+            yield f"{terminal.command} ended with exit code {code}: {terminal.error[-1:]}"
+    for process in processes_left():
+        yield f"still running: {process}"
+
+
+class Load:
+    """A load on a broker: what it puts there, and what is wrong with what comes of it."""
+
+    def __init__(self, broker: Broker, size: Size, tell: Callable[[str], None]) -> None:
+        """Prepare a load; `tell` is called with each figure, as a line."""
+        self._broker = broker
+        self._size = size
+        self._tell = tell
+
+    def workers(self, script: str = WORKER) -> Iterator[str]:
+        """Have many workers share many tasks; say what is wrong."""
+        tasks = bodies("task", self._size.tasks, self._size.large_tasks)
+        with Programs(self._broker, brief) as programs, self._broker.channel() as channel:
+            self._start(programs, self._size.workers, script)
+            channel.confirm_delivery()
+            began = time.perf_counter()
+            publish_tasks(channel, tasks)
+            took = time.perf_counter() - began
+            self._tell(
+                f"{len(tasks):,} tasks sent and confirmed, {len(tasks) / took:,.0f} a second"
+            )
+            ended = wait_for_lines(programs, " [x] Done", len(tasks))
+            self._broker.wait_for_acknowledgements(TASK_QUEUE)
+            yield from wrong_with_ends(programs.started)
+            if left := self._broker.ready(TASK_QUEUE):
+                yield f"{left} tasks are left in {TASK_QUEUE}"
+            printed = [worker.out for worker in programs.started]
+        yield from wrong_with_work(tasks, printed)
+        done = Counter(task for lines in printed for task in tasks_done(lines))
+        shares = [sum(1 for _ in tasks_done(lines)) for lines in printed]
+        self._tell(
+            f"{len(done):,} tasks done, {done.total() / (ended - began):,.0f} a second,"
+            f" {sum(times > 1 for times in done.values())} of them twice;"
+            f" {min(shares)} to {max(shares)} by each worker"
+        )
+
+    def receivers(self, script: str = RECEIVER) -> Iterator[str]:
+        """Have many receivers get a copy each of some messages; say what is wrong."""
+        messages = bodies("message", self._size.messages, self._size.large_messages)
+        with Programs(self._broker, brief) as programs, self._broker.channel() as channel:
+            self._start(programs, self._size.receivers, script)
+            began = time.perf_counter()
+            for message in messages:
+                channel.basic_publish(exchange=LOGS, routing_key="", body=message.encode())
+            copies = len(messages) * self._size.receivers
+            ended = wait_for_lines(programs, " [x] ", copies)
+            yield from wrong_with_ends(programs.started)
+            printed = [receiver.out for receiver in programs.started]
+        yield from wrong_with_copies(messages, printed)
+        got = sum(line.startswith(" [x] ") for lines in printed for line in lines)
+        self._tell(
+            f"{got:,} copies of {len(messages)} messages, {got / (ended - began):,.0f} a second"
+        )
+
+    def memory_of_a_worker(self, script: str = WORKER) -> Iterator[str]:
+        """Have one worker do many tasks; say whether it keeps memory of them."""
+        with Programs(self._broker, brief) as programs, self._broker.channel() as channel:
+            worker = programs.start(script).expect_ready()
+            done = 0
+
+            def work(number: int) -> None:
+                nonlocal done
+                publish_tasks(channel, [f"task {n} ".ljust(BODY, "x") for n in range(number)])
+                done += number
+                wait_for_lines(programs, " [x] Done", done)
+
+            yield from self._memory(worker, work, "tasks")
+            self._broker.wait_for_acknowledgements(TASK_QUEUE)
+            yield from wrong_with_ends(programs.started)
+
+    def memory_of_a_server(self, script: str = SERVER) -> Iterator[str]:
+        """Have one server answer many requests; say whether it keeps memory of them."""
+        with Programs(self._broker, brief) as programs:
+            server = programs.start(script).expect_ready()
+            with FibonacciRpcClient(self._broker.url) as client:
+
+                def ask(number: int) -> None:
+                    for _ in range(number // WINDOW):
+                        in_flight(client, WINDOW)
+
+                yield from self._memory(server, ask, "requests")
+            yield from wrong_with_ends(programs.started)
+
+    def _memory(self, program: Terminal, do: Callable[[int], None], what: str) -> Iterator[str]:
+        process = psutil.Process(program.process.pid)
+        do(self._size.warm)
+        before = process.memory_info().rss
+        began = time.perf_counter()
+        do(self._size.more)
+        took = time.perf_counter() - began
+        after = process.memory_info().rss
+        self._tell(
+            f"{program.command}: {before / 1e6:.2f} MB after {self._size.warm:,} {what},"
+            f" {after / 1e6:.2f} MB after {self._size.more:,} more"
+            f" ({self._size.more / took:,.0f} a second)"
+        )
+        yield from wrong_with_memory(program.command, before, after, self._size.more)
+
+    def _start(self, programs: Programs, number: int, script: str) -> None:
+        began = time.perf_counter()
+        while (started := len(programs.started)) < number:
+            for _ in range(min(BATCH, number - started)):
+                programs.start(script)
+            for terminal in programs.started[started:]:
+                terminal.expect("[*] ", seconds=60)
+        memory = sum(psutil.Process(t.process.pid).memory_info().rss for t in programs.started)
+        self._tell(
+            f"{number} times {script} ready within {time.perf_counter() - began:.0f} s,"
+            f" {memory / number / 1e6:.1f} MB each"
+        )
+
+
+def wait_for_lines(programs: Programs, text: str, number: int) -> float:
+    """Wait until the text was printed so often, or nothing for a while; return when that was."""
+    began = time.perf_counter()
+
+    def through() -> bool:
+        printed = list(programs.printed)
+        quiet = time.perf_counter() - max(began, printed[-1][0])
+        return sum(text in line for _, _, line in printed) >= number or quiet > QUIET_S
+
+    wait_until(through, f"{number} lines with {text!r}", seconds=600, pause=0.1)
+    return programs.printed[-1][0]
+
+
+def load(
+    broker: Broker,
+    size: Size,
+    tell: Callable[[str], None],
+    worker: str = WORKER,
+    receiver: str = RECEIVER,
+    server: str = SERVER,
+) -> Iterator[str]:
+    """Put all of the load on the broker, one kind after the other; say what is wrong.
+
+    Args:
+        broker: It is left clean.
+        size: How much is done.
+        tell: Is called with each figure, as a line.
+        worker: The path of a script to run in the place of the tutorial's.
+        receiver: The same for the receiver.
+        server: The same for the server.
+    """
+    one = Load(broker, size, tell)
+    for wrong in (
+        one.workers(worker),
+        one.receivers(receiver),
+        one.memory_of_a_worker(worker),
+        one.memory_of_a_server(server),
+    ):
+        yield from wrong
+        broker.clean()
+
+
+def main() -> None:
+    """Put the whole load on; exit with 1 if anything is wrong."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--broker", choices=KINDS, default="auto", help="as pytest's option")
+    parser.add_argument("--worker", default=WORKER, help="another script in the place of worker.py")
+    parser.add_argument("--receiver", default=RECEIVER, help="the same for receive_logs.py")
+    parser.add_argument("--server", default=SERVER, help="the same for rpc_server.py")
+    arguments = parser.parse_args()
+    began = time.monotonic()
+
+    def tell(line: str) -> None:
+        print(f"{time.monotonic() - began:6.1f} s  {line}", flush=True)
+
+    scripts = (arguments.worker, arguments.receiver, arguments.server)
+    try:
+        with running(arguments.broker, print) as broker:
+            print(f"RabbitMQ {broker.version}, {broker.description}", flush=True)
+            wrong = list(load(broker, FULL, tell, *scripts))
+    except NoBrokerError as error:
+        sys.exit(f"{error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (AssertionError, TimeoutError) as error:
+        sys.exit(f"The run ends here: {error}")
+    if wrong:
+        sys.exit("\n".join(["", *wrong[:20], f"{len(wrong)} wrong"]))
+    print(f"All as it should be, after {time.monotonic() - began:.0f} s.")
+
+
+if __name__ == "__main__":
+    main()

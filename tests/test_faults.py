@@ -1,0 +1,159 @@
+"""`make faults` finds what is lost, unasked for, wrong or left behind; a short run of it."""
+
+import signal
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from tests import faults
+from tests.bench import NEW_TASK, SERVER, WORKER
+from tests.broker import Broker
+from tests.conftest import Run
+from tests.faults import CLIENT, FULL, Ended, Report, Size
+
+# One stop in order: a broker killed outright is what a test of Part II is about.
+SHORT = Size(
+    tasks=40,
+    clients=4,
+    faults={
+        "kill a busy worker": 2,
+        "kill a worker": 1,
+        "kill a busy server": 2,
+        "stop the broker": 1,
+    },
+)
+
+
+@pytest.mark.timeout(180)  # it may wait for its programs for as long as they may take
+def test_a_short_run(own_broker: Broker) -> None:
+    planned = faults.plan(SHORT, seed=1)
+    report = faults.trial(own_broker, planned, print)
+    print("\n".join(report.figures()))
+    assert list(report.wrong(len(planned.jobs))) == []
+    assert report.faults == SHORT.faults
+    assert sum(sender.sent for sender in report.senders) == SHORT.tasks
+    assert sum(client.through for client in report.clients) == SHORT.clients
+    assert len(report.workers) == faults.WORKERS + 3
+    assert len(report.servers) == faults.SERVERS + 2
+
+
+def test_a_broker_that_is_somebodys_is_left_alone(run: Run, broker: Broker) -> None:
+    refused = run("-m", "tests.faults", "--broker=url")
+    assert refused.wait() == 1
+    assert len(refused.error) == 1
+    assert "this run stops and kills its broker: unset RABBITMQ_URL" in refused.error[0]
+    assert broker.version
+
+
+def test_a_seed_gives_the_same_plan_again_and_the_broker_first_stops_in_order() -> None:
+    plans = [faults.plan(FULL, seed) for seed in range(20)]
+    assert plans == [faults.plan(FULL, seed) for seed in range(20)]
+    assert plans[0] != plans[1]
+    for planned in plans:
+        assert Counter(fault.what for fault in planned.faults) == FULL.faults
+        moments = [fault.after for fault in planned.faults]
+        assert sorted(moments) == moments
+        assert moments[-1] < len(planned.jobs) == FULL.tasks + FULL.clients
+        brokers = [fault.what for fault in planned.faults if fault.what.endswith("the broker")]
+        assert brokers[0] == "stop the broker"
+
+
+def sender(task: str, *error: str) -> Ended:
+    """Return a sender that reported its task as sent, or failed with an error."""
+    out = () if error else (f" [x] Sent {task!r}",)
+    return Ended((NEW_TASK, task), 1 if error else 0, out, list(error))
+
+
+def worker(*tasks: str) -> Ended:
+    """Return a worker that did these tasks, and was stopped."""
+    lines = [line for task in tasks for line in (f" [x] Received {task!r}", " [x] Done")]
+    return Ended((WORKER,), 0, [" [*] Waiting for tasks", *lines, " [*] Goodbye"])
+
+
+CLEAR = " [!] No connection: AMQPConnectionError"
+ANSWERS = (" [x] Requesting fib(30), fib(5)", " [.] fib(30) = 832040", " [.] fib(5) = 5")
+ANSWERED = Ended((CLIENT, "--timeout", "10", "30", "5"), 0, ANSWERS)
+
+
+# One task was sent and done, a second was done twice, a third is in doubt and has arrived, and so
+# is a fourth that has not.
+RIGHT = Report(
+    senders=[sender("1"), sender("2"), sender("3", CLEAR), sender("4", CLEAR), sender("3 again")],
+    clients=[ANSWERED, replace(ANSWERED, code=1, out=ANSWERS[:2], error=[CLEAR])],
+    workers=[
+        worker("1", "2"),
+        replace(worker("2", "3", "3 again"), error=[" [!] Connection lost: again in 1 s"]),
+        Ended((WORKER,), -signal.SIGKILL, [" [x] Received '1'"]),
+    ],
+    servers=[Ended((SERVER,), 0), Ended((SERVER,), -signal.SIGKILL)],
+    left={"task_queue": 0, "rpc_queue": 0},
+)
+
+
+def test_what_may_happen_is_not_wrong() -> None:
+    assert list(RIGHT.wrong(jobs=4)) == []
+    assert list(RIGHT.figures()) == [
+        "3 tasks reported as sent, 3 of them done",
+        "2 tasks in doubt, since their senders failed; 1 of them done",
+        "1 tasks done twice or more",
+        "3 calls answered; 1 clients failed, and asked again",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("broken", "complaint"),
+    [
+        (
+            replace(RIGHT, workers=[worker("2", "3", "3 again"), RIGHT.workers[2]]),
+            "lost: '1' was sent, begun by 1 workers, and done by none",
+        ),
+        (
+            replace(RIGHT, workers=[*RIGHT.workers, worker("5")]),
+            "never asked for: '5' was done, and nobody had sent it",
+        ),
+        (
+            replace(
+                RIGHT, clients=[ANSWERED, replace(ANSWERED, out=(*ANSWERS[:2], " [.] fib(5) = 8"))]
+            ),
+            f"{CLIENT} printed 'fib(5) = 8' for 'fib(5) = 5'",
+        ),
+        (
+            replace(RIGHT, clients=[ANSWERED, replace(ANSWERED, out=ANSWERS[:2])]),
+            f"{CLIENT} ended with exit code 0 and 1 of 2 answers",
+        ),
+        (
+            replace(RIGHT, clients=[ANSWERED, replace(ANSWERED, code=None, out=ANSWERS[:1])]),
+            f"{CLIENT} '5' hung: [' [x] Requesting fib(30), fib(5)']",
+        ),
+        (
+            replace(RIGHT, senders=[*RIGHT.senders, sender("6", "What", "Why")]),
+            f"{NEW_TASK} '6' ended with exit code 1, without one clear line: ['What', 'Why']",
+        ),
+        (
+            replace(RIGHT, senders=[*RIGHT.senders, replace(sender("6", CLEAR), calm=True)]),
+            f"{NEW_TASK} '6' failed, although the broker ran all the while: {CLEAR}",
+        ),
+        (
+            replace(RIGHT, senders=[*RIGHT.senders, Ended((NEW_TASK, "6"), 0)]),
+            f"{NEW_TASK} '6' ended with exit code 0 and: []",
+        ),
+        (
+            replace(RIGHT, servers=[Ended((SERVER,), 1, error=["Traceback", "Error"])]),
+            f"{SERVER} ended by itself, exit code 1: ['Error']",
+        ),
+        (
+            replace(RIGHT, servers=[Ended((SERVER,), 0, error=["Odd"])]),
+            f"{SERVER} said on stderr: ['Odd']",
+        ),
+        (replace(RIGHT, left={"task_queue": 3}), "3 messages are left in task_queue"),
+        (replace(RIGHT, processes=["python gone"]), "still running: python gone"),
+    ],
+)
+def test_what_may_not_happen_is_wrong(broken: Report, complaint: str) -> None:
+    jobs = sum(program.through for program in (*broken.senders, *broken.clients))
+    assert list(broken.wrong(jobs)) == [complaint]
+
+
+def test_a_job_that_never_succeeded_is_wrong() -> None:
+    assert list(RIGHT.wrong(jobs=6)) == ["2 of 6 jobs failed 5 times"]
