@@ -130,13 +130,6 @@ def plan(size: Size, seed: int) -> Plan:
     chance.shuffle(jobs)
     whats = [what for what, number in size.faults.items() for _ in range(number)]
     chance.shuffle(whats)
-    # That there is a queue is written to disk a little later than it is declared (see the README):
-    # a broker killed outright before may have forgotten it, with all that was confirmed. A stop in
-    # order writes it, so if the broker goes at all, it goes first in this way.
-    brokers = [index for index, what in enumerate(whats) if what.endswith("the broker")]
-    if "stop the broker" in whats:
-        first, stop = brokers[0], whats.index("stop the broker")
-        whats[first], whats[stop] = whats[stop], whats[first]
     moments = sorted(chance.sample(range(len(jobs) // 10, len(jobs) * 9 // 10), k=len(whats)))
     faults = [
         Fault(after, what, chance.randrange(4)) for after, what in zip(moments, whats, strict=True)
@@ -343,6 +336,7 @@ class Trial:
             self._places[kind] = [self._start(kind) for _ in range(number)]
             for consumer in self._places[kind]:
                 consumer.expect_ready()
+        self._broker.settle()
         self._jobs.extend(plan.jobs)
         self._broker_runs.set()
         with ThreadPoolExecutor(SHELLS) as pool:
