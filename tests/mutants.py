@@ -1,0 +1,533 @@
+"""Wrong edits of the scripts, such as a colleague might make: a test has to catch each of them.
+
+    make mutants
+    make mutants ARGS="--broker=local -k prefetch"
+
+Each edit is made in a copy of the repository, and the suite runs there until a test fails: first
+the tests of that part and those of all scripts, then the rest. Tests that run no script do not
+count, since whoever edits a script would edit a check of its text along with it; nor does a test
+that cannot begin, because it alters the very line that was edited. In the end the tests that failed
+have to pass on the scripts as they are.
+
+As a plugin (`-p tests.mutants`), this module has pytest run only what counts.
+"""
+
+import argparse
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Generator, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from tests.broker import KINDS
+from tests.terminal import REPOSITORY, replaced
+
+SENDER, RECEIVER = "part_1/sender.py", "part_1/receive.py"
+NEW_TASK, WORKER = "part_2/new_task.py", "part_2/worker.py"
+EMIT_LOG, LOGS = "part_3/emit_log.py", "part_3/receive_logs.py"
+EMIT_DIRECT, DIRECT = "part_4/emit_log_direct.py", "part_4/receive_logs_direct.py"
+EMIT_TOPIC, TOPIC = "part_5/emit_log_topic.py", "part_5/receive_logs_topic.py"
+CLIENT, SERVER = "part_6/rpc_client.py", "part_6/rpc_server.py"
+
+# Lines that an edit moves, or that several edits are about.
+READY_RECEIVER = '        print(" [*] Waiting for messages. To exit press CTRL+C", flush=True)\n'
+READY_LOGS = '        print(" [*] Waiting for logs. To exit press CTRL+C", flush=True)\n'
+READY_WORKER = '    print(" [*] Waiting for tasks. To exit press CTRL+C", flush=True)\n'
+READY_SERVER = '    print(" [*] Waiting for requests. To exit press CTRL+C", flush=True)\n'
+CONSUME = "    channel.basic_consume("
+BIND = "        channel.queue_bind("
+ACKNOWLEDGE = "    channel.basic_ack(delivery_tag=method.delivery_tag)\n"
+PREFETCH = "    channel.basic_qos(prefetch_count=1)"
+HEARTBEATS = "    threading.Thread(target=keep_heartbeats"
+RELEASE = "connection_lock.release()"
+GROW = "            pause = min(2 * pause, 5)\n"
+NEVER_CONNECTED = "            if not pause:\n                raise"
+TIMEOUT = "(parameters) as connection:"
+SIGTERM = "signal.signal(signal.SIGTERM, signal.default_int_handler)"
+BROKEN_PIPE = "    except BrokenPipeError:"
+
+ALL_PASSED = "all tests passed"
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A wrong edit.
+
+    Attributes:
+        name: What was edited, in a few words.
+        wrong: Why it is wrong.
+        edits: Each a script, a text that stands in it once, and what replaces that text.
+    """
+
+    name: str
+    wrong: str
+    edits: tuple[tuple[str, str, str], ...]
+
+    def apply(self, tree: Path) -> None:
+        """Edit the scripts below `tree`."""
+        for script, old, new in self.edits:
+            path = tree / script
+            text = path.read_text(encoding="utf-8")
+            path.write_text(replaced(text, (old, new)), encoding="utf-8")
+
+
+MUTANTS = (
+    # Part I
+    Mutant(
+        "receiver: no flush",
+        "in a pipe or a file its lines come when there are many of them, or never",
+        ((RECEIVER, "(errors='replace')!r}\", flush=True)", "(errors='replace')!r}\")"),),
+    ),
+    Mutant(
+        "receiver: ready line before consume",
+        "it says that it waits, and may yet be refused",
+        (
+            (RECEIVER, READY_RECEIVER, ""),
+            (RECEIVER, f"    {CONSUME}", READY_RECEIVER + f"    {CONSUME}"),
+        ),
+    ),
+    Mutant(
+        "receiver: body taken for UTF-8",
+        "any other message kills it",
+        ((RECEIVER, "body.decode(errors='replace')", "body.decode()"),),
+    ),
+    Mutant(
+        "receiver: end of the queue ignored",
+        "somebody deletes the queue, and it ends as if all were well",
+        ((RECEIVER, "        raise ConsumerCancelled", "        # "),),
+    ),
+    Mutant(
+        "sender: blocked_connection_timeout not used",
+        "it waits for as long as the broker blocks publishers",
+        ((SENDER, TIMEOUT, "(pika.URLParameters(RABBITMQ_URL)) as connection:"),),
+    ),
+    Mutant(
+        "sender: password in the message",
+        "it ends up in somebody's log",
+        ((SENDER, "See RABBITMQ_URL and its log", "See RABBITMQ_URL={RABBITMQ_URL} and its log"),),
+    ),
+    Mutant(
+        "sender: BrokenPipeError not handled",
+        "`python part_1/sender.py | head -0` ends with a traceback",
+        ((SENDER, BROKEN_PIPE, "    except ZeroDivisionError:"),),
+    ),
+    # Part II
+    Mutant(
+        "worker: acknowledges before the work",
+        "a worker that dies loses its task",
+        ((WORKER, ACKNOWLEDGE, ""), (WORKER, f"    {RELEASE}", f"{ACKNOWLEDGE}    {RELEASE}")),
+    ),
+    Mutant(
+        "worker: auto_ack",
+        "a worker that dies loses all that was dispatched to it",
+        (
+            (WORKER, ACKNOWLEDGE, ""),
+            (
+                WORKER,
+                "on_message_callback=on_message",
+                "on_message_callback=on_message, auto_ack=True",
+            ),
+        ),
+    ),
+    Mutant(
+        "worker: no acknowledgement",
+        "each task comes again when its worker goes, and a worker gets one task only",
+        ((WORKER, ACKNOWLEDGE, ""),),
+    ),
+    Mutant(
+        "worker: no prefetch limit",
+        "one worker gets tasks while it is busy and another is idle",
+        ((WORKER, PREFETCH, "    # dispatched without a limit;"),),
+    ),
+    Mutant(
+        "worker: ready line before consume",
+        "it says that it waits, and may yet be refused",
+        ((WORKER, READY_WORKER, ""), (WORKER, CONSUME, READY_WORKER + CONSUME)),
+    ),
+    Mutant(
+        "worker: no thread for heartbeats",
+        "a task longer than the heartbeat is done again and again",
+        ((WORKER, HEARTBEATS, "    0 and threading.Thread(target=keep_heartbeats"),),
+    ),
+    Mutant(
+        "worker: lock not released during the work",
+        "a task longer than the heartbeat is done again and again",
+        (
+            (WORKER, RELEASE, "pass"),
+            (WORKER, "finally:\n        connection_lock.acquire()", "finally:\n        pass"),
+        ),
+    ),
+    Mutant(
+        "worker: no reconnect",
+        "it ends with the first restart of the broker",
+        ((WORKER, NEVER_CONNECTED, "            raise"),),
+    ),
+    Mutant(
+        "worker: pause never grows",
+        "all workers knock at a broker that is down each second",
+        ((WORKER, GROW, ""),),
+    ),
+    Mutant(
+        "worker: first connection tried again",
+        "a wrong address looks like a broker that will soon be back",
+        ((WORKER, "    pause = 0\n", "    pause = 1\n"),),
+    ),
+    Mutant(
+        "worker: SIGTERM not handled",
+        "as process 1 of a container it does not end; elsewhere it ends as if killed",
+        ((WORKER, SIGTERM, "pass"),),
+    ),
+    Mutant(
+        "task_queue not durable",
+        "it does not outlive a restart of the broker, and its tasks do not",
+        tuple(
+            (script, "queue=QUEUE, durable=True", "queue=QUEUE") for script in (NEW_TASK, WORKER)
+        ),
+    ),
+    Mutant(
+        "new_task: not persistent",
+        "the task does not outlive a restart of the broker",
+        ((NEW_TASK, "DeliveryMode.Persistent", "DeliveryMode.Transient"),),
+    ),
+    Mutant(
+        "new_task: no confirms",
+        "it says Sent before RabbitMQ has the task",
+        ((NEW_TASK, "channel.confirm_delivery()", "pass"),),
+    ),
+    Mutant(
+        "new_task: not mandatory",
+        "it says Sent though the queue is gone",
+        ((NEW_TASK, "            mandatory=True,", "            #"),),
+    ),
+    Mutant(
+        "new_task: all words but the first dropped",
+        "a usage that was promised is ignored",
+        ((NEW_TASK, '" ".join(arguments.words)', "arguments.words[0]"),),
+    ),
+    # Part III
+    Mutant(
+        "logs: ready line before bind",
+        "who reads it and sends is not heard",
+        ((LOGS, READY_LOGS, ""), (LOGS, BIND, READY_LOGS + BIND)),
+    ),
+    Mutant(
+        "logs: ready line before consume",
+        "it says that it waits, and may yet be refused",
+        ((LOGS, READY_LOGS, ""), (LOGS, f"    {CONSUME}", READY_LOGS + f"    {CONSUME}")),
+    ),
+    Mutant(
+        "logs: one queue for all receivers",
+        "each gets its share only",
+        ((LOGS, 'queue="", exclusive=True', 'queue="logs"'),),
+    ),
+    Mutant(
+        "logs: queue not exclusive",
+        "a receiver leaves it behind, and it fills up",
+        ((LOGS, 'queue="", exclusive=True', 'queue=""'),),
+    ),
+    Mutant(
+        "emit_log: message has to be UTF-8",
+        "any other ends it with a traceback",
+        ((EMIT_LOG, "os.fsencode(message)", "message.encode()"),),
+    ),
+    # Part IV
+    Mutant(
+        "direct: wrong binding key",
+        "only the first severity is heard",
+        ((DIRECT, "routing_key=severity", "routing_key=severities[0]"),),
+    ),
+    Mutant(
+        "direct: ready line before bind",
+        "who reads it and sends is not heard",
+        (
+            (DIRECT, READY_LOGS, ""),
+            (DIRECT, "        for severity in", READY_LOGS + "        for severity in"),
+        ),
+    ),
+    Mutant(
+        "direct: no severity needed",
+        "it waits for nothing, rather than say how to call it",
+        ((DIRECT, '"severities", nargs="+"', '"severities", nargs="*"'),),
+    ),
+    Mutant(
+        "emit_log_direct: all words but the first dropped",
+        "a usage that was promised is ignored",
+        ((EMIT_DIRECT, '" ".join(arguments.words)', "arguments.words[0]"),),
+    ),
+    # Part V
+    Mutant(
+        "topic: wrong binding key",
+        "it hears everything",
+        ((TOPIC, "routing_key=binding_key", 'routing_key="#"'),),
+    ),
+    Mutant(
+        "topic: a direct exchange",
+        "* and # stand for themselves",
+        tuple(
+            (script, 'exchange_type="topic"', 'exchange_type="direct"')
+            for script in (EMIT_TOPIC, TOPIC)
+        ),
+    ),
+    Mutant(
+        "emit_log_topic: message has to be UTF-8",
+        "any other ends it with a traceback",
+        ((EMIT_TOPIC, "os.fsencode(message)", "message.encode()"),),
+    ),
+    # Part VI
+    Mutant(
+        "server: auto_ack",
+        "a server that dies loses all requests that were dispatched to it",
+        (
+            (SERVER, ACKNOWLEDGE, ""),
+            (
+                SERVER,
+                "on_message_callback=on_request",
+                "on_message_callback=on_request, auto_ack=True",
+            ),
+        ),
+    ),
+    Mutant(
+        "server: acknowledges before the answer",
+        "a server that dies loses its request",
+        (
+            (SERVER, ACKNOWLEDGE, ""),
+            (
+                SERVER,
+                "    if properties.reply_to:\n",
+                f"{ACKNOWLEDGE}    if properties.reply_to:\n",
+            ),
+        ),
+    ),
+    Mutant(
+        "server: no prefetch limit",
+        "one server gets requests while it is busy and another is idle",
+        ((SERVER, PREFETCH, "    # dispatched without a limit;"),),
+    ),
+    Mutant(
+        "server: ready line before consume",
+        "it says that it waits, and may yet be refused",
+        ((SERVER, READY_SERVER, ""), (SERVER, CONSUME, READY_SERVER + CONSUME)),
+    ),
+    Mutant(
+        "server: answer without correlation id",
+        "the client cannot tell what it answers",
+        ((SERVER, "correlation_id=properties.correlation_id, ", ""),),
+    ),
+    Mutant(
+        "server: a bad request kills it",
+        "and the next server, which gets that request again",
+        ((SERVER, "    if not request.isdigit() or", "    if"),),
+    ),
+    Mutant(
+        "server: heartbeat starved",
+        "a request longer than the heartbeat is done again and again",
+        (
+            (SERVER, RELEASE, "pass"),
+            (
+                SERVER,
+                "finally:\n            connection_lock.acquire()",
+                "finally:\n            pass",
+            ),
+        ),
+    ),
+    Mutant(
+        "server: no reconnect",
+        "it ends with the first restart of the broker",
+        ((SERVER, NEVER_CONNECTED, "            raise"),),
+    ),
+    Mutant(
+        "server: pause never grows",
+        "all servers knock at a broker that is down each second",
+        ((SERVER, GROW, ""),),
+    ),
+    Mutant(
+        "client: correlation id not checked",
+        "one request gets the answer of another",
+        (
+            (
+                CLIENT,
+                "request = self.requests.get(properties.correlation_id)\n",
+                "request = next(iter(self.requests.values()), None)\n",
+            ),
+        ),
+    ),
+    Mutant(
+        "client: second answer taken",
+        "what was right may be overwritten",
+        ((CLIENT, "if request and request.answer is None:", "if request:"),),
+    ),
+    Mutant(
+        "client: late answer kept",
+        "requests pile up in a client that lives long",
+        ((CLIENT, "            del self.requests[correlation_id]", "            pass"),),
+    ),
+    Mutant(
+        "client: error taken for a result",
+        "the caller reads the wrong error, or none",
+        ((CLIENT, 'properties.type == "error"', "False"),),
+    ),
+    Mutant(
+        "client: no expiration",
+        "servers work on requests that nobody waits for",
+        ((CLIENT, "                expiration=", "                headers=None and "),),
+    ),
+    Mutant(
+        "client: not mandatory",
+        "without a queue it waits for the whole timeout, and says the wrong reason",
+        ((CLIENT, "            mandatory=True,", "            #"),),
+    ),
+    Mutant(
+        "client: blocked_connection_timeout not used",
+        "it waits for as long as the broker blocks publishers",
+        (
+            (
+                CLIENT,
+                "pika.BlockingConnection(parameters)",
+                "pika.BlockingConnection(pika.URLParameters(url))",
+            ),
+        ),
+    ),
+)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the tests that run no script: all that do have the broker for it."""
+    which = {True: list[pytest.Item](), False: list[pytest.Item]()}
+    for item in items:
+        which["broker" in getattr(item, "fixturenames", ())].append(item)
+    config.hook.pytest_deselected(items=which[False])
+    items[:] = which[True]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Have a test that misses the text it alters neither pass nor fail, so that others go on."""
+    report = yield
+    if call.excinfo and call.excinfo.traceback[-1].name == replaced.__name__:
+        report.outcome = "skipped"
+        report.wasxfail = "what it alters was edited"
+    return report
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a run of the suite showed.
+
+    Attributes:
+        test: The test that failed, or nothing where none did.
+        reason: Why it failed, or what happened else, in a line.
+    """
+
+    test: str | None
+    reason: str
+
+
+def judge(tree: Path, broker: str, tests: Iterable[str]) -> Verdict:
+    """Run the tests below `tree` until one fails, on a broker of that kind."""
+    report = tree / "report.xml"
+    environment = {**os.environ}
+    # Tests that stop a broker, which catch what no other does, skip one that was only named.
+    environment.pop("RABBITMQ_URL", None)
+    options = ["-x", "-p", "tests.mutants", "-p", "no:cacheprovider"]
+    with (tree / "output.txt").open("w+") as output:
+        with subprocess.Popen(
+            [
+                *(sys.executable, "-m", "pytest", *options),
+                *(f"--broker={broker}", f"--junitxml={report}", *tests),
+            ],
+            cwd=tree,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            process_group=0,  # Ctrl+C is for this program, which passes it on
+        ) as suite:
+            try:
+                code = suite.wait()
+            except KeyboardInterrupt:
+                suite.send_signal(signal.SIGINT)  # it has a broker to discard
+                suite.wait()
+                raise
+        if code == pytest.ExitCode.OK:
+            return Verdict(None, ALL_PASSED)
+        if code == pytest.ExitCode.TESTS_FAILED:
+            for case in ElementTree.parse(report).iter("testcase"):  # noqa: S314 - pytest's own
+                if (failure := case.find("failure")) is not None:
+                    file = case.attrib["classname"].replace(".", "/") + ".py"
+                    reason = failure.attrib["message"].partition("\n")[0]
+                    return Verdict(f"{file}::{case.attrib['name']}", reason)
+        output.seek(0)
+        return Verdict(None, f"no test failed: {output.read().strip().splitlines()[-1]}")
+
+
+def copy(folder: Path, tree: Path) -> None:
+    """Copy what the suite needs from a repository's folder to the new folder `tree`."""
+    shutil.copytree(folder, tree, ignore=shutil.ignore_patterns(".*", "__pycache__"))
+
+
+def files_for(mutant: Mutant, tree: Path) -> list[str]:
+    """Return the suite's files: that of the mutant's part, that of all scripts, the rest."""
+    parts = {f"test_{Path(script).parent.name}" for script, _, _ in mutant.edits}
+    files = [path.relative_to(tree) for path in tree.glob("tests/test_*.py")]
+    files.sort(key=lambda file: (file.stem not in parts, file.stem != "test_scripts", file))
+    return [str(file) for file in files]
+
+
+def main() -> None:
+    """Try the mutants, and say for each which test caught it; exit with 1 if one survived."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    kinds = [kind for kind in KINDS if kind != "url"]
+    parser.add_argument(
+        "--broker", choices=kinds, default="auto", help="as in `make test` (default: %(default)s)"
+    )
+    parser.add_argument("-k", metavar="TEXT", default="", help="only those with it in their names")
+    arguments = parser.parse_args()
+    chosen = [mutant for mutant in MUTANTS if arguments.k in mutant.name]
+    if not chosen:
+        parser.error(f"no mutant has {arguments.k!r} in its name")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+    catching: set[str] = set()
+    survivors: list[Mutant] = []
+    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+        unedited = Path(folder) / "unedited"
+        copy(REPOSITORY, unedited)  # once: somebody may go on working there
+        for number, mutant in enumerate(chosen):
+            tree = Path(folder) / str(number)
+            copy(unedited, tree)
+            mutant.apply(tree)
+            began = time.monotonic()
+            verdict = judge(tree, arguments.broker, files_for(mutant, tree))
+            took = f"{time.monotonic() - began:.0f} s"
+            if verdict.test:
+                catching.add(verdict.test)
+                print(f"{mutant.name}: caught by {verdict.test} ({took}): {verdict.reason[:120]}")
+            else:
+                survivors.append(mutant)
+                print(f"{mutant.name}: SURVIVED ({took}): {verdict.reason}")
+            sys.stdout.flush()
+        if catching:
+            verdict = judge(unedited, arguments.broker, sorted(catching))
+            if verdict.reason != ALL_PASSED:
+                sys.exit(f"Nothing is shown: {verdict.test} fails unedited: {verdict.reason}")
+            print(f"The {len(catching)} tests that caught them pass on the scripts as they are.")
+    print(f"{len(chosen) - len(survivors)} of {len(chosen)} mutants were caught.")
+    for mutant in survivors:
+        print(f"Survived: {mutant.name}. Wrong, since {mutant.wrong}.")
+    sys.exit(bool(survivors))
+
+
+if __name__ == "__main__":
+    main()
