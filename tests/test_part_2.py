@@ -235,10 +235,10 @@ def test_no_task_reported_as_sent_is_lost_when_the_broker_is_killed_outright(
     tasks = [f"task {number}" for number in range(1, 21)]
     run(send_each, *tasks).expect(" [x] Sent 'task 20'")
     own_broker.kill()
+    worker.expect("Connection lost").expect("Trying again in 1 s").expect("Trying again in 2 s")
 
     own_broker.start()
 
-    worker.expect("Connection lost").expect("Trying again in 1 s")
     worker.expect("[*] Waiting", times=2, seconds=30).expect(" [x] Done", times=22)
     # The task that it was at when the connection broke was not acknowledged, so it came again.
     assert received(worker) == ["current..", "current..", *tasks]

@@ -1,6 +1,7 @@
 """What holds for every script: each part_*/*.py that is there is found and tried."""
 
 import contextlib
+import os
 import re
 import socket
 import subprocess
@@ -187,6 +188,17 @@ def test_a_waiting_consumer_ends_with_a_goodbye(run: Run, end: Callable[[Termina
         assert consumer.error == []
 
 
+def test_a_consumer_says_that_it_waits_only_once_it_consumes(run: Run, own_broker: Broker) -> None:
+    own_broker.ctl("add_user", "reader", "secret")
+    try:
+        # Whatever it declares and binds, it may not consume, which is the last step.
+        own_broker.ctl("set_permissions", "reader", ".*", ".*", "^(.*_)?logs$")
+        url = address(own_broker, login="reader:secret")
+        each_fails_with_one_line(run, url, CONSUMERS, "Refused", "access to queue")
+    finally:
+        own_broker.ctl("delete_user", "reader")
+
+
 def test_a_lost_connection_ends_a_viewer_and_not_a_service(run: Run, own_broker: Broker) -> None:
     consumers = {script: run(*command(script)) for script in CONSUMERS}
     for consumer in consumers.values():
@@ -218,6 +230,18 @@ def test_a_deleted_queue_ends_a_viewer_and_not_a_service(
             assert consumer.wait() == 1, script
             assert len(consumer.error) == 1
             assert "ConsumerCancelled" in consumer.error[0]
+
+
+def test_a_message_may_be_any_bytes(run: Run, channel: BlockingChannel) -> None:
+    showing = [script for script in CONSUMERS if "[x]" in SOURCES[script]]
+    consumers = [run(*command(script)).expect_ready() for script in showing]
+    emitters = [script for script in PRODUCERS if '"words"' in SOURCES[script]]
+    for emitter in [run(script, "some.key", os.fsdecode(b"\xff\xfe")) for script in emitters]:
+        assert emitter.wait() == 0, emitter.command
+    channel.basic_publish(exchange="", routing_key="hello", body=b"\xff\xfe")
+    assert len(consumers) == len(emitters) + 1
+    for consumer in consumers:
+        consumer.expect("\ufffd\ufffd'")
 
 
 def test_a_reader_that_ends_is_no_error(broker: Broker, channel: BlockingChannel) -> None:
