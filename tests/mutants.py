@@ -32,7 +32,7 @@ from tests.terminal import REPOSITORY, replaced
 
 SENDER, RECEIVER = "part_1/sender.py", "part_1/receive.py"
 NEW_TASK, WORKER = "part_2/new_task.py", "part_2/worker.py"
-EMIT_LOG, LOGS = "part_3/emit_log.py", "part_3/receive_logs.py"
+LOGS = "part_3/receive_logs.py"
 EMIT_DIRECT, DIRECT = "part_4/emit_log_direct.py", "part_4/receive_logs_direct.py"
 EMIT_TOPIC, TOPIC = "part_5/emit_log_topic.py", "part_5/receive_logs_topic.py"
 CLIENT, SERVER = "part_6/rpc_client.py", "part_6/rpc_server.py"
@@ -138,11 +138,6 @@ MUTANTS = (
         ),
     ),
     Mutant(
-        "worker: no acknowledgement",
-        "each task comes again when its worker goes, and a worker gets one task only",
-        ((WORKER, ACKNOWLEDGE, ""),),
-    ),
-    Mutant(
         "worker: no prefetch limit",
         "one worker gets tasks while it is busy and another is idle",
         ((WORKER, PREFETCH, "    # dispatched without a limit;"),),
@@ -219,11 +214,6 @@ MUTANTS = (
         ((LOGS, READY_LOGS, ""), (LOGS, BIND, READY_LOGS + BIND)),
     ),
     Mutant(
-        "logs: ready line before consume",
-        "it says that it waits, and may yet be refused",
-        ((LOGS, READY_LOGS, ""), (LOGS, f"    {CONSUME}", READY_LOGS + f"    {CONSUME}")),
-    ),
-    Mutant(
         "logs: one queue for all receivers",
         "each gets its share only",
         ((LOGS, 'queue="", exclusive=True', 'queue="logs"'),),
@@ -233,11 +223,6 @@ MUTANTS = (
         "a receiver leaves it behind, and it fills up",
         ((LOGS, 'queue="", exclusive=True', 'queue=""'),),
     ),
-    Mutant(
-        "emit_log: message has to be UTF-8",
-        "any other ends it with a traceback",
-        ((EMIT_LOG, "os.fsencode(message)", "message.encode()"),),
-    ),
     # Part IV
     Mutant(
         "direct: wrong binding key",
@@ -245,12 +230,9 @@ MUTANTS = (
         ((DIRECT, "routing_key=severity", "routing_key=severities[0]"),),
     ),
     Mutant(
-        "direct: ready line before bind",
-        "who reads it and sends is not heard",
-        (
-            (DIRECT, READY_LOGS, ""),
-            (DIRECT, "        for severity in", READY_LOGS + "        for severity in"),
-        ),
+        "direct: ready line before consume",
+        "it says that it waits, and may yet be refused",
+        ((DIRECT, READY_LOGS, ""), (DIRECT, f"    {CONSUME}", READY_LOGS + f"    {CONSUME}")),
     ),
     Mutant(
         "direct: no severity needed",
@@ -267,14 +249,6 @@ MUTANTS = (
         "topic: wrong binding key",
         "it hears everything",
         ((TOPIC, "routing_key=binding_key", 'routing_key="#"'),),
-    ),
-    Mutant(
-        "topic: a direct exchange",
-        "* and # stand for themselves",
-        tuple(
-            (script, 'exchange_type="topic"', 'exchange_type="direct"')
-            for script in (EMIT_TOPIC, TOPIC)
-        ),
     ),
     Mutant(
         "emit_log_topic: message has to be UTF-8",
