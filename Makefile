@@ -1,5 +1,6 @@
 # make demo          all parts running: each command line, and what it printed
 # make test          the proofs; make test ARGS="--broker=docker -k part_2" chooses
+# make mutants       wrong edits of the scripts: which test catches each; make mutants ARGS="-k worker" chooses
 # make bench         what each choice costs, in tables and pictures; make bench QUICK=1 is coarser
 # make check         ruff, mypy, and the schemas of the workflow and of docker-compose.yml
 # make readme        write the README's code and transcripts, from the scripts and from running them
@@ -8,13 +9,16 @@
 # make screenshot    take the picture of the management page, while workers work
 # make clean         undo the set-up
 
-.PHONY: demo test bench check check-readme readme pictures screenshot setup clean
+.PHONY: demo test mutants bench check check-readme readme pictures screenshot setup clean
 
 demo: setup
 	@.venv/bin/python -m tests.tour
 
 test: setup
 	@.venv/bin/python -m pytest $(ARGS)
+
+mutants: setup
+	@.venv/bin/python -m tests.mutants $(ARGS)
 
 bench:
 	@./setup.sh bench

@@ -71,12 +71,12 @@ class Mutant:
     wrong: str
     edits: tuple[tuple[str, str, str], ...]
 
-    def apply(self, tree: Path) -> None:
-        """Edit the scripts below `tree`."""
+    def edited(self, folder: Path) -> dict[str, str]:
+        """Return the text of each script that it edits, as it is in a repository's folder."""
+        texts = {script: (folder / script).read_text("utf-8") for script, _, _ in self.edits}
         for script, old, new in self.edits:
-            path = tree / script
-            text = path.read_text(encoding="utf-8")
-            path.write_text(replaced(text, (old, new)), encoding="utf-8")
+            texts[script] = replaced(texts[script], (old, new))
+        return texts
 
 
 MUTANTS = (
@@ -406,6 +406,15 @@ class Verdict:
     reason: str
 
 
+def first_failure(report: Path) -> Verdict | None:
+    """Return the first failure of a test in a JUnit report; that a fixture fails is none."""
+    for case in ElementTree.parse(report).iter("testcase"):  # noqa: S314 - pytest's own
+        if (failure := case.find("failure")) is not None:
+            test = f"{case.attrib['classname'].replace('.', '/')}.py::{case.attrib['name']}"
+            return Verdict(test, failure.attrib["message"].partition("\n")[0])
+    return None
+
+
 def judge(tree: Path, broker: str, tests: Iterable[str]) -> Verdict:
     """Run the tests below `tree` until one fails, on a broker of that kind."""
     report = tree / "report.xml"
@@ -434,12 +443,8 @@ def judge(tree: Path, broker: str, tests: Iterable[str]) -> Verdict:
                 raise
         if code == pytest.ExitCode.OK:
             return Verdict(None, ALL_PASSED)
-        if code == pytest.ExitCode.TESTS_FAILED:
-            for case in ElementTree.parse(report).iter("testcase"):  # noqa: S314 - pytest's own
-                if (failure := case.find("failure")) is not None:
-                    file = case.attrib["classname"].replace(".", "/") + ".py"
-                    reason = failure.attrib["message"].partition("\n")[0]
-                    return Verdict(f"{file}::{case.attrib['name']}", reason)
+        if code == pytest.ExitCode.TESTS_FAILED and (failed := first_failure(report)):
+            return failed
         output.seek(0)
         return Verdict(None, f"no test failed: {output.read().strip().splitlines()[-1]}")
 
@@ -457,49 +462,61 @@ def files_for(mutant: Mutant, tree: Path) -> list[str]:
     return [str(file) for file in files]
 
 
+def survivors_of(mutants: Iterable[Mutant], broker: str) -> list[Mutant]:
+    """Try the mutants, and print for each which test caught it; return those that none caught.
+
+    Raises:
+        RuntimeError: A test that caught one fails on the unedited scripts too.
+    """
+    survivors: list[Mutant] = []
+    catching: set[str] = set()
+    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+        unedited = Path(folder) / "unedited"
+        copy(REPOSITORY, unedited)  # once: somebody may go on working there
+        for number, mutant in enumerate(mutants):
+            tree = Path(folder) / str(number)
+            copy(unedited, tree)
+            for script, text in mutant.edited(unedited).items():
+                (tree / script).write_text(text, encoding="utf-8")
+            began = time.monotonic()
+            verdict = judge(tree, broker, files_for(mutant, tree))
+            if verdict.test:
+                catching.add(verdict.test)
+            else:
+                survivors.append(mutant)
+            what = f"caught by {verdict.test}" if verdict.test else "SURVIVED"
+            took = time.monotonic() - began
+            print(f"{mutant.name}: {what} ({took:.0f} s): {verdict.reason[:120]}", flush=True)
+        if catching:
+            verdict = judge(unedited, broker, sorted(catching))
+            if verdict.reason != ALL_PASSED:
+                raise RuntimeError(f"unedited scripts: {verdict.test}: {verdict.reason}")
+            print(f"\nThe {len(catching)} tests that caught them pass on the scripts as they are.")
+    return survivors
+
+
 def main() -> None:
-    """Try the mutants, and say for each which test caught it; exit with 1 if one survived."""
+    """Try the mutants, or some of them; exit with 1 if one survived."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     kinds = [kind for kind in KINDS if kind != "url"]
-    parser.add_argument(
-        "--broker", choices=kinds, default="auto", help="as in `make test` (default: %(default)s)"
-    )
+    parser.add_argument("--broker", choices=kinds, default="auto", help="as pytest's option")
     parser.add_argument("-k", metavar="TEXT", default="", help="only those with it in their names")
     arguments = parser.parse_args()
     chosen = [mutant for mutant in MUTANTS if arguments.k in mutant.name]
     if not chosen:
         parser.error(f"no mutant has {arguments.k!r} in its name")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-
-    catching: set[str] = set()
-    survivors: list[Mutant] = []
-    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
-        unedited = Path(folder) / "unedited"
-        copy(REPOSITORY, unedited)  # once: somebody may go on working there
-        for number, mutant in enumerate(chosen):
-            tree = Path(folder) / str(number)
-            copy(unedited, tree)
-            mutant.apply(tree)
-            began = time.monotonic()
-            verdict = judge(tree, arguments.broker, files_for(mutant, tree))
-            took = f"{time.monotonic() - began:.0f} s"
-            if verdict.test:
-                catching.add(verdict.test)
-                print(f"{mutant.name}: caught by {verdict.test} ({took}): {verdict.reason[:120]}")
-            else:
-                survivors.append(mutant)
-                print(f"{mutant.name}: SURVIVED ({took}): {verdict.reason}")
-            sys.stdout.flush()
-        if catching:
-            verdict = judge(unedited, arguments.broker, sorted(catching))
-            if verdict.reason != ALL_PASSED:
-                sys.exit(f"Nothing is shown: {verdict.test} fails unedited: {verdict.reason}")
-            print(f"The {len(catching)} tests that caught them pass on the scripts as they are.")
+    try:
+        survivors = survivors_of(chosen, arguments.broker)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except RuntimeError as error:
+        sys.exit(f"Nothing is shown, since a test fails without an edit: {error}")
     print(f"{len(chosen) - len(survivors)} of {len(chosen)} mutants were caught.")
     for mutant in survivors:
-        print(f"Survived: {mutant.name}. Wrong, since {mutant.wrong}.")
+        print(f"Survived: {mutant.name}, though {mutant.wrong}.")
     sys.exit(bool(survivors))
 
 
