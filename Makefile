@@ -1,6 +1,6 @@
 # make demo          all parts running: each command line, and what it printed
 # make test          the proofs; make test ARGS="--broker=docker -k part_2" chooses
-# make mutants       wrong edits of the scripts: which test catches each; make mutants ARGS="-k worker" chooses
+# make mutants       wrong edits of the scripts, and which test catches each; takes ARGS too
 # make bench         what each choice costs, in tables and pictures; make bench QUICK=1 is coarser
 # make check         ruff, mypy, and the schemas of the workflow and of docker-compose.yml
 # make readme        write the README's code and transcripts, from the scripts and from running them
