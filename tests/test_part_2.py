@@ -98,6 +98,7 @@ def test_with_prefetch_1_a_task_goes_to_a_worker_that_is_not_busy(
     send(channel, "heavy 1...", "light 1", "light 2", "light 3", "light 4")
     other.expect("Done", times=4)
     assert received(other) == ["light 1", "light 2", "light 3", "light 4"]
+    busy.expect("Received")
     assert busy.out[1:] == [" [x] Received 'heavy 1...'"]
 
 
