@@ -17,9 +17,7 @@ NEW_TASK, WORKER, QUEUE = "part_2/new_task.py", "part_2/worker.py", "task_queue"
 # The lines of worker.py that a statement is about.
 PREFETCH = "    channel.basic_qos(prefetch_count=1)"
 CONSUME = "channel.basic_consume(queue=QUEUE, on_message_callback=on_message"
-HEARTBEATS = (
-    "    threading.Thread(target=keep_heartbeats, args=[connection], daemon=True).start()\n"
-)
+HEARTBEATS = "    with contextlib.suppress(AMQPError):"
 ACKNOWLEDGE = "    channel.basic_ack(delivery_tag=method.delivery_tag)\n"
 
 
@@ -270,7 +268,7 @@ def test_a_task_may_take_longer_than_the_heartbeat(
     run: Run, broker: Broker, channel: BlockingChannel, variant: Variant
 ) -> None:
     url = f"{broker.url}?heartbeat=2"
-    deaf = run(variant(WORKER, (HEARTBEATS, "")), url=url).expect_ready()
+    deaf = run(variant(WORKER, (HEARTBEATS, f"    return\n{HEARTBEATS}")), url=url).expect_ready()
     worker = run(WORKER, url=url).expect_ready()
     send(channel, "deaf.........", "long.........")
     deaf.expect("Received 'deaf.........'")
