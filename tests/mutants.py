@@ -3,8 +3,8 @@
     make mutants
     make mutants ARGS="--broker=local -k prefetch"
 
-Each edit is made in a copy of the repository, and the suite runs there until a test fails: first
-the tests of that part and those of all scripts, then the rest. Tests that run no script do not
+Each edit is made in a copy of the repository, and the suite runs there until a test fails, twice
+in a row: first the tests of that part and those of all scripts, then the rest. Tests that run no script do not
 count, since whoever edits a script would edit a check of its text along with it; nor does a test
 that cannot begin, because it alters the very line that was edited. In the end the tests that failed
 have to pass on the scripts as they are.
@@ -417,7 +417,8 @@ def judge(tree: Path, broker: str, tests: Iterable[str]) -> Verdict:
     environment = {**os.environ}
     # Tests that stop a broker, which catch what no other does, skip one that was only named.
     environment.pop("RABBITMQ_URL", None)
-    options = ["-x", "-p", "tests.mutants", "-p", "no:cacheprovider"]
+    # On a busy machine a test may fail for lack of time, or catch by luck: it has to fail twice.
+    options = ["-x", "--reruns=1", "-p", "tests.mutants", "-p", "no:cacheprovider"]
     with (tree / "output.txt").open("w+") as output:
         with subprocess.Popen(
             [

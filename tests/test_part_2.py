@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pika
 import pytest
@@ -18,6 +19,7 @@ NEW_TASK, WORKER, QUEUE = "part_2/new_task.py", "part_2/worker.py", "task_queue"
 PREFETCH = "    channel.basic_qos(prefetch_count=1)"
 CONSUME = "channel.basic_consume(queue=QUEUE, on_message_callback=on_message"
 HEARTBEATS = "    with contextlib.suppress(AMQPError):"
+WORK = '    time.sleep(task.count(b"."))'
 ACKNOWLEDGE = "    channel.basic_ack(delivery_tag=method.delivery_tag)\n"
 
 
@@ -222,11 +224,14 @@ def test_what_a_restart_of_the_broker_leaves(
 
 @pytest.mark.claim("II-confirms", "II-reconnect")
 def test_no_task_reported_as_sent_is_lost_when_the_broker_is_killed_outright(
-    run: Run, own_broker: Broker, variant: Variant
+    run: Run, own_broker: Broker, variant: Variant, tmp_path: Path
 ) -> None:
-    worker = run(WORKER).expect_ready()
-    assert run(NEW_TASK, "current..").wait() == 0
-    worker.expect("Received 'current..'")
+    # Each task lasts until the broker was killed, however long that takes.
+    killed = tmp_path / "killed"
+    until_killed = f"    while not os.path.exists({str(killed)!r}):\n        time.sleep(0.05)"
+    worker = run(variant(WORKER, (WORK, until_killed))).expect_ready()
+    assert run(NEW_TASK, "current").wait() == 0
+    worker.expect("Received 'current'")
     # Twenty times new_task.py in one process, so that the broker dies right after the last Sent.
     send_each = variant(
         NEW_TASK, ('send(" ".join(arguments.words))', "[send(word) for word in arguments.words]")
@@ -234,13 +239,14 @@ def test_no_task_reported_as_sent_is_lost_when_the_broker_is_killed_outright(
     tasks = [f"task {number}" for number in range(1, 21)]
     run(send_each, *tasks).expect(" [x] Sent 'task 20'")
     own_broker.kill()
+    killed.touch()
     worker.expect("Connection lost").expect("Trying again in 1 s").expect("Trying again in 2 s")
 
     own_broker.start()
 
     worker.expect("[*] Waiting", times=2, seconds=30).expect(" [x] Done", times=22)
     # The task that it was at when the connection broke was not acknowledged, so it came again.
-    assert received(worker) == ["current..", "current..", *tasks]
+    assert received(worker) == ["current", "current", *tasks]
     own_broker.wait_for_acknowledgements(QUEUE)
     worker.kill()
     assert own_broker.ready(QUEUE) == 0
