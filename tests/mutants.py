@@ -3,11 +3,11 @@
     make mutants
     make mutants ARGS="--broker=local -k prefetch"
 
-Each edit is made in a copy of the repository, and the suite runs there until a test fails, twice
-in a row: first the tests of that part and those of all scripts, then the rest. Tests that run no script do not
-count, since whoever edits a script would edit a check of its text along with it; nor does a test
-that cannot begin, because it alters the very line that was edited. In the end the tests that failed
-have to pass on the scripts as they are.
+Each edit is made in a copy of the repository, and the suite runs there until a test fails, twice in
+a row: first the tests of that part and those of all scripts, then the rest. Tests that run no
+script do not count, since whoever edits a script would edit a check of its text along with it; nor
+does a test that cannot begin, because it alters the very line that was edited. In the end the tests
+that failed have to pass on the scripts as they are.
 
 As a plugin (`-p tests.mutants`), this module has pytest run only what counts.
 """
