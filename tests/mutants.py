@@ -490,12 +490,14 @@ def survivors_of(mutants: list[Mutant], broker: str) -> list[Mutant]:
                 verdict = judge(unedited, broker, sorted(catching))
                 if verdict.reason != ALL_PASSED:
                     raise RuntimeError(f"{verdict.test}: {verdict.reason}")
+                print(
+                    f"\nAll that caught one pass on the unedited scripts ({len(catching)} tests)."
+                )
         except KeyboardInterrupt:
             pool.shutdown(wait=False, cancel_futures=True)
             for suite in SUITES:
                 suite.send_signal(signal.SIGINT)  # it has a broker to discard
             raise
-    print(f"\nThe {len(catching)} tests that caught them pass on the scripts as they are.")
     return survivors
 
 
