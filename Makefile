@@ -1,5 +1,6 @@
 # make demo          all parts running: each command line, and what it printed
 # make test          the proofs; make test ARGS="--broker=docker -k part_2" chooses
+# make mutants       wrong edits of the scripts, and which test catches each; takes ARGS too
 # make bench         what each choice costs, in tables and pictures; make bench QUICK=1 is coarser
 # make faults        tasks and calls, while what can be killed is; make faults SEED=17 does it again
 # make load          two hundred workers and receivers, ten thousand messages, and memory
@@ -10,13 +11,16 @@
 # make screenshot    take the picture of the management page, while workers work
 # make clean         undo the set-up
 
-.PHONY: demo test bench faults load check check-readme readme pictures screenshot setup clean
+.PHONY: demo test mutants bench faults load check check-readme readme pictures screenshot setup clean
 
 demo: setup
 	@.venv/bin/python -m tests.tour
 
 test: setup
 	@.venv/bin/python -m pytest --numprocesses=auto --dist=worksteal $(ARGS)
+
+mutants: setup
+	@.venv/bin/python -m tests.mutants $(ARGS)
 
 bench:
 	@./setup.sh bench

@@ -17,9 +17,8 @@ NEW_TASK, WORKER, QUEUE = "part_2/new_task.py", "part_2/worker.py", "task_queue"
 # The lines of worker.py that a statement is about.
 PREFETCH = "    channel.basic_qos(prefetch_count=1)"
 CONSUME = "channel.basic_consume(queue=QUEUE, on_message_callback=on_message"
-HEARTBEATS = (
-    "    threading.Thread(target=keep_heartbeats, args=[connection], daemon=True).start()\n"
-)
+HEARTBEATS = "    with contextlib.suppress(AMQPError):"
+WORK = '    time.sleep(task.count(b"."))'
 ACKNOWLEDGE = "    channel.basic_ack(delivery_tag=method.delivery_tag)\n"
 
 
@@ -99,6 +98,7 @@ def test_with_prefetch_1_a_task_goes_to_a_worker_that_is_not_busy(
     send(channel, heavy, "light 1", "light 2", "light 3", "light 4")
     other.expect("Done", times=4)
     assert received(other) == ["light 1", "light 2", "light 3", "light 4"]
+    busy.expect("Received")
     assert busy.out[1:] == [f" [x] Received '{heavy}'"]
 
 
@@ -226,10 +226,10 @@ def test_what_a_restart_of_the_broker_leaves(
 def test_no_task_reported_as_sent_is_lost_when_the_broker_is_killed_outright(
     run: Run, own_broker: Broker, variant: Variant, tmp_path: Path
 ) -> None:
-    # A worker whose task lasts until there is a certain file.
-    end = tmp_path / "end"
-    until_then = f"while not os.path.exists({str(end)!r}): time.sleep(0.02)"
-    worker = run(variant(WORKER, ('time.sleep(task.count(b"."))', until_then))).expect_ready()
+    # Each task lasts until the broker was killed, however long that takes.
+    killed = tmp_path / "killed"
+    until_killed = f"    while not os.path.exists({str(killed)!r}):\n        time.sleep(0.05)"
+    worker = run(variant(WORKER, (WORK, until_killed))).expect_ready()
     assert run(NEW_TASK, "current").wait() == 0
     worker.expect("Received 'current'")
     own_broker.settle()  # what a confirm promises is about messages, not about their queue
@@ -240,10 +240,11 @@ def test_no_task_reported_as_sent_is_lost_when_the_broker_is_killed_outright(
     tasks = [f"task {number}" for number in range(1, 21)]
     run(send_each, *tasks).expect(" [x] Sent 'task 20'")
     own_broker.kill()
+    killed.touch()
+    worker.expect("Connection lost").expect("Trying again in 1 s").expect("Trying again in 2 s")
+
     own_broker.start()
 
-    end.touch()
-    worker.expect("Connection lost").expect("Trying again in 1 s")
     worker.expect("[*] Waiting", times=2, seconds=30).expect(" [x] Done", times=22)
     # The task that it was at when the connection broke was not acknowledged, so it came again.
     assert received(worker) == ["current", "current", *tasks]
@@ -274,7 +275,7 @@ def test_a_task_may_take_longer_than_the_heartbeat(
     run: Run, broker: Broker, channel: BlockingChannel, variant: Variant
 ) -> None:
     url = f"{broker.url}?heartbeat=2"
-    deaf = run(variant(WORKER, (HEARTBEATS, "")), url=url).expect_ready()
+    deaf = run(variant(WORKER, (HEARTBEATS, f"    return\n{HEARTBEATS}")), url=url).expect_ready()
     worker = run(WORKER, url=url).expect_ready()
     send(channel, "deaf.........", "long.........")
     deaf.expect("Received 'deaf.........'")

@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import os
 import re
 import runpy
 import shutil
@@ -268,6 +269,10 @@ def test_a_login_is_refused_its_permissions(run: Run, own_broker: Broker, limite
     assert set(CONSUMERS) < set(readers)
     each_fails_with_one_line(run, limited, readers, "Refused", "ACCESS_REFUSED")
 
+    # Consuming is the last that a consumer does before it says that it waits.
+    permit(own_broker, configure=".*", write=".*", read="^(.*_)?logs$")
+    each_fails_with_one_line(run, limited, CONSUMERS, "Refused", "ACCESS_REFUSED - access to queue")
+
     # To publish takes the permission to write to the exchange; to bind, to the queue.
     permit(own_broker, configure=".*", write="^$", read=".*")
     writers = [s for s in SCRIPTS if s in EXCHANGE_OF or s in PRODUCERS]
@@ -386,6 +391,16 @@ def test_a_body_may_be_any_bytes(run: Run, channel: BlockingChannel) -> None:
         consumer.expect("4321").ctrl_c()
         assert consumer.wait() == 0
         assert consumer.error == []
+
+
+def test_an_argument_may_be_any_bytes(run: Run) -> None:
+    taking_words = [script for script in PRODUCERS if '"words"' in SOURCES[script]]
+    assert taking_words
+    for script in taking_words:
+        (partner,) = (other for other in CONSUMERS if Path(other).parent == Path(script).parent)
+        consumer = run(*command(partner)).expect_ready()
+        assert run(script, "some.key", os.fsdecode(b"\xff\xfe")).wait() == 0
+        consumer.expect("\ufffd\ufffd'")
 
 
 def test_the_ready_line_reaches_a_file_at_once(broker: Broker, tmp_path: Path) -> None:
