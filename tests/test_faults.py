@@ -14,11 +14,11 @@ from tests.faults import CLIENT, FULL, Ended, Report, Size
 
 SHORT = Size(
     tasks=50,
-    clients=4,
+    clients=3,
     faults={
-        "kill a busy worker": 2,
+        "kill a busy worker": 1,
         "kill a worker": 1,
-        "kill a busy server": 2,
+        "kill a busy server": 1,
         "kill the broker": 1,
     },
 )
@@ -33,8 +33,8 @@ def test_a_short_run(own_broker: Broker) -> None:
     assert report.faults == SHORT.faults
     assert sum(sender.sent for sender in report.senders) == SHORT.tasks
     assert sum(client.through for client in report.clients) == SHORT.clients
-    assert len(report.workers) == faults.WORKERS + 3
-    assert len(report.servers) == faults.SERVERS + 2
+    assert len(report.workers) == faults.WORKERS + 2
+    assert len(report.servers) == faults.SERVERS + 1
 
 
 def test_a_broker_that_is_somebodys_is_left_alone(run: Run, broker: Broker) -> None:
