@@ -1,5 +1,6 @@
 # make demo          all parts running: each command line, and what it printed
 # make test          the proofs; make test ARGS="--broker=docker -k part_2" chooses
+# make test-cluster  the proofs on three nodes, of which some are killed; ARGS as above
 # make bench         what each choice costs, in tables and pictures; make bench QUICK=1 is coarser
 # make check         ruff, mypy, and the schemas of the workflow and of docker-compose.yml
 # make readme        write the README's code and transcripts, from the scripts and from running them
@@ -8,7 +9,7 @@
 # make screenshot    take the picture of the management page, while workers work
 # make clean         undo the set-up
 
-.PHONY: demo test bench check check-readme readme pictures screenshot setup clean
+.PHONY: demo test test-cluster bench check check-readme readme pictures screenshot setup clean
 
 demo: setup
 	@.venv/bin/python -m tests.tour
@@ -16,8 +17,13 @@ demo: setup
 test: setup
 	@.venv/bin/python -m pytest $(ARGS)
 
+test-cluster:
+	@./setup.sh cluster
+	@.venv/bin/python -m pytest --cluster $(ARGS)
+
 bench:
 	@./setup.sh bench
+	@./setup.sh cluster || true
 	@.venv/bin/python -m tests.bench $(if $(QUICK),--quick)
 
 check:

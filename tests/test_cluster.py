@@ -132,7 +132,7 @@ def test_without_two_of_three_nodes_nothing_is_confirmed_and_nothing_is_lost(
     send_all(run, send_each, tasks)
     for node in lost:
         cluster.kill_node(node)
-    # Again and again, since RabbitMQ lets the close of a channel wait for its confirms for a minute.
+    # Again and again, since RabbitMQ lets a channel's close wait for its confirms for a minute.
     impatient = ("signal.alarm(60)", "signal.setitimer(signal.ITIMER_REAL, 4, 2)")
     elsewhere = (f'QUEUE = "{QUEUE}"', f'QUEUE = "{RPC_QUEUE}"')
     for reason, script in (
