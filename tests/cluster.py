@@ -10,6 +10,7 @@ says whether these can be had, and ends with 1 where they cannot.
 
 import argparse
 import contextlib
+import csv
 import os
 import secrets
 import shutil
@@ -51,10 +52,18 @@ HOSTS = ("rabbitmq-1", "rabbitmq-2", "rabbitmq-3")
 class Cluster(Broker):
     """A cluster of nodes, any of which may be down, at the address of their load balancer."""
 
-    def __init__(self, nodes: list[Broker], url: str, description: str) -> None:
-        """Take nodes that are configured to form a cluster, and a balancer that runs at `url`."""
+    def __init__(self, nodes: list[Broker], url: str, statistics: str, description: str) -> None:
+        """Take nodes that are configured to form a cluster, and their balancer, which runs.
+
+        Args:
+            nodes: None of them is started yet.
+            url: The balancer's AMQP address.
+            statistics: The address of its page.
+            description: What it is, for the header of a run.
+        """
         self.nodes = nodes
         self._url = url
+        self._statistics = statistics
         self.description = description
         self._down = set(nodes)
 
@@ -79,12 +88,13 @@ class Cluster(Broker):
         return self.running[0].management_url
 
     def start(self) -> None:
-        """Start the nodes that do not run, all at once; return when they are one cluster."""
+        """Start the nodes that do not run, all at once; return when all are in use."""
         down = [node for node in self.nodes if node in self._down]
         with ThreadPoolExecutor() as pool:
             list(pool.map(lambda node: node.start(), down))
         self._down.clear()
         wait_until(lambda: all(map(self._complete, self.nodes)), "one cluster of all nodes", 60)
+        self._wait_for_balancer()
 
     def stop(self) -> None:
         """Shut all nodes down in order."""
@@ -98,9 +108,10 @@ class Cluster(Broker):
             self.kill_node(node)
 
     def kill_node(self, node: Broker) -> None:
-        """Kill that one of the nodes outright."""
+        """Kill that one of the nodes outright; return when the balancer passes it over."""
         node.kill()
         self._down.add(node)
+        self._wait_for_balancer()
 
     def discard(self) -> None:
         """End all nodes and delete their data."""
@@ -124,6 +135,18 @@ class Cluster(Broker):
             return False
         running = {one["name"] for one in told if one["running"]}
         return running == {one.name for one in self.nodes}
+
+    def _wait_for_balancer(self) -> None:
+        """Wait until the balancer sees that the running nodes are up, and no others."""
+
+        def up() -> list[bool]:
+            table = requests.get(f"{self._statistics}/;csv", timeout=10).text.removeprefix("# ")
+            rows = csv.DictReader(table.splitlines())
+            # Such as "UP", "DOWN", or "UP 1/2", which is in use but failed to answer once.
+            return [row["status"].startswith("UP") for row in rows if row["svname"] in HOSTS]
+
+        expected = [node in self.running for node in self.nodes]
+        wait_until(lambda: up() == expected, f"HAProxy to see {len(self.running)} nodes", 30)
 
 
 class Member(Container):
@@ -180,14 +203,17 @@ def programs() -> tuple[str, str, str]:
 def containers(image: str, haproxy_image: str) -> Iterator[Cluster]:
     """Yield a cluster of containers in a network of their own, not started yet."""
     cookie = secrets.token_hex()
-    (port,) = free_ports(1)
-    balancer = DockerContainer(haproxy_image).with_bind_ports(5672, port)
+    port, page = free_ports(2)
+    balancer = DockerContainer(haproxy_image)
+    balancer.with_bind_ports(5672, port).with_bind_ports(8404, page)
     balancer.with_command(["haproxy", "-f", "/cluster/haproxy.cfg"])
     copy_folder(balancer)
     with Network() as network, balancer.with_network(network):
+        host = balancer.get_container_host_ip()
         yield Cluster(
-            [Member(image, host, network, cookie) for host in HOSTS],
-            f"amqp://guest:guest@{balancer.get_container_host_ip()}:{port}/%2F",
+            [Member(image, one, network, cookie) for one in HOSTS],
+            f"amqp://guest:guest@{host}:{port}/%2F",
+            f"http://{host}:{page}",
             f"three containers of {image} behind one of {haproxy_image}",
         )
 
@@ -195,7 +221,7 @@ def containers(image: str, haproxy_image: str) -> Iterator[Cluster]:
 @contextlib.contextmanager
 def private_nodes(server: str, epmd: str, haproxy: str) -> Iterator[Cluster]:
     """Yield a cluster of private nodes, on ports of their own, not started yet."""
-    epmd_port, port = free_ports(2)
+    epmd_port, port, page = free_ports(3)
     # A port mapper that one of the nodes started would go down with it.
     port_mapper = executor([epmd, "-address", "127.0.0.1", "-port", str(epmd_port)], epmd_port)
     cookie = secrets.token_hex()
@@ -211,12 +237,14 @@ def private_nodes(server: str, epmd: str, haproxy: str) -> Iterator[Cluster]:
         [haproxy, "-db", "-f", str(FOLDER / "haproxy.cfg")],
         port,
         LISTEN=f"127.0.0.1:{port}",
+        STATISTICS=f"127.0.0.1:{page}",
         **{f"NODE_{number}": node.address for number, node in enumerate(nodes, start=1)},
     )
     with port_mapper, balancer:
         yield Cluster(
             list(nodes),
             f"amqp://guest:guest@localhost:{port}/%2F",
+            f"http://127.0.0.1:{page}",
             f"three private nodes of {server} behind {haproxy}",
         )
 

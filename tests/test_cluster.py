@@ -140,12 +140,12 @@ def test_without_two_of_three_nodes_nothing_is_confirmed_and_nothing_is_lost(
         # Where the leader is gone too, RabbitMQ may say at once that it cannot.
         ("", variant(NEW_TASK, impatient, elsewhere)),
     ):
-        sender = run(script, "in vain")
+        sender = run(script, "in vain", url=left.url)
         assert sender.wait(30) == 1
         assert sender.out == []
         assert len(sender.error) == 1
         assert reason in sender.error[0]
-    worker = run(WORKER)
+    worker = run(WORKER, url=left.url)
 
     cluster.start()
     send_all(run, send_each, ["later"])
