@@ -133,7 +133,7 @@ def test_without_two_of_three_nodes_nothing_is_confirmed_and_nothing_is_lost(
     for node in lost:
         cluster.kill_node(node)
     # Again and again, since RabbitMQ lets a channel's close wait for its confirms for a minute.
-    impatient = ("signal.alarm(60)", "signal.setitimer(signal.ITIMER_REAL, 4, 2)")
+    impatient = ("signal.alarm(60)", "signal.setitimer(signal.ITIMER_REAL, 2, 1)")
     elsewhere = (f'QUEUE = "{QUEUE}"', f'QUEUE = "{RPC_QUEUE}"')
     for reason, script in (
         ("no confirm", variant(NEW_TASK, impatient)),
