@@ -88,9 +88,13 @@ class Cluster(Broker):
         return self.running[0].management_url
 
     def start(self) -> None:
-        """Start the nodes that do not run, all at once; return when all are in use."""
+        """Start the nodes that do not run; return when all are in use.
+
+        They start all at once where none runs. Otherwise they come back one after the other: two at
+        the same moment may end each other's start (seen on 4.0.5, "node_not_running").
+        """
         down = [node for node in self.nodes if node in self._down]
-        with ThreadPoolExecutor() as pool:
+        with ThreadPoolExecutor(max_workers=1 if self.running else len(self.nodes)) as pool:
             list(pool.map(lambda node: node.start(), down))
         self._down.clear()
         wait_until(lambda: all(map(self._complete, self.nodes)), "one cluster of all nodes", 60)

@@ -1,5 +1,7 @@
 """Beyond one machine: the same scripts on three nodes, of which some are killed outright."""
 
+import time
+
 import pytest
 
 from tests.broker import Broker, wait_until
@@ -33,7 +35,9 @@ def done(workers: list[Terminal]) -> set[str]:
 
 def send_all(run: Run, script: str, tasks: list[str]) -> None:
     """Send the tasks one after the other, those again that a sender did not report as sent."""
+    deadline = time.monotonic() + 90
     while tasks:
+        assert time.monotonic() < deadline, f"not sent: {tasks}"
         sender = run(script, *tasks)
         code = sender.wait(90)
         assert sender.messages == [f"Sent {task!r}" for task in tasks[: len(sender.messages)]]
