@@ -23,7 +23,7 @@ test-cluster:
 
 bench:
 	@./setup.sh bench
-	@./setup.sh cluster || true
+	@$(if $(QUICK),,./setup.sh cluster || true)
 	@.venv/bin/python -m tests.bench $(if $(QUICK),--quick)
 
 check:

@@ -1,7 +1,7 @@
 """What each choice costs: the tutorial's scripts and other ways, beside the plainest that will do.
 
     make bench            within three minutes; writes bench/results.json and the pictures
-    make bench QUICK=1    within half a minute, coarser; writes to bench/quick/
+    make bench QUICK=1    within half a minute, coarser, no cluster; writes to bench/quick/
 
 The variants of a measure run in turn, round after round, on the same broker. What counts is the
 ratio within a round, since machines are noisy: its median, and its spread.
@@ -525,6 +525,20 @@ def measure(
     return results
 
 
+def measure_queues(
+    broker: Broker, kind: str | None, size: Size, tell: Callable[[Sample], None]
+) -> Results:
+    """Measure the queue types on a cluster of that kind, or on the broker where there is none."""
+    if kind:
+        try:
+            with running_cluster(kind, print) as cluster:
+                node, nodes = cluster.nodes[0], len(cluster.nodes)
+                return measure(node, size, tell, [queue_types], nodes)
+        except NoBrokerError as error:
+            print(f"No queue on three nodes: {error}")
+    return measure(broker, size, tell, [queue_types])
+
+
 def main() -> None:
     """Measure all, print the tables, and write them and the pictures."""
     # Only here: who runs a single measure, as a test does, need not have them.
@@ -555,15 +569,9 @@ def main() -> None:
                 bar.set_description_str(f"{sample.measure}: {sample.variant}")
 
             results = measure(broker, size, tell)
-            try:
-                # Only now, so that its nodes take no time from what is measured on one broker.
-                with running_cluster(arguments.broker if broker.owned else "url", print) as cluster:
-                    node, number = cluster.nodes[0], len(cluster.nodes)
-                    replicated = measure(node, on_cluster, tell, [queue_types], number)
-            except NoBrokerError as error:
-                print(f"Queues are on one node only: {error}")
-                replicated = measure(broker, on_cluster, tell, [queue_types])
-            results.samples |= replicated.samples
+            kind = None if arguments.quick else arguments.broker if broker.owned else "url"
+            # Only now, since its nodes would take time from what is measured on one broker.
+            results.samples |= measure_queues(broker, kind, on_cluster, tell).samples
     except NoBrokerError as error:
         sys.exit(f"{error}")
     except KeyboardInterrupt:

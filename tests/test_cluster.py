@@ -1,12 +1,15 @@
 """Beyond one machine: the same scripts on three nodes, of which some are killed outright."""
 
 import time
+from collections import Counter
 
 import pytest
 
+from tests import bench
 from tests.broker import Broker, wait_until
 from tests.cluster import Cluster
 from tests.conftest import Run, Variant
+from tests.results import Sample
 from tests.terminal import Terminal
 from tests.test_part_2 import NEW_TASK, QUEUE, SEND_EACH, WORKER
 from tests.test_part_6 import CLIENT, SERVER
@@ -192,3 +195,15 @@ def test_queues_that_are_not_replicated_go_with_their_node(run: Run, cluster: Cl
         channel.basic_publish(exchange="", routing_key="hello", body=b"later")
     hello.expect("Received 'later'")
     assert hello.messages == ["Received 'later'"]
+
+
+def test_the_benchmark_measures_queues_on_three_nodes(cluster: Cluster) -> None:
+    told: list[Sample] = []
+    size = bench.Size(scale=0.25, rounds=1, seconds=0)
+    node, nodes = cluster.nodes[0], len(cluster.nodes)
+    bench.measure(node, size, told.append, [bench.queue_types], nodes)
+    assert Counter(sample.measure for sample in told) == {
+        "queue_types": 3,
+        "queue_types_in_flight": 3,
+    }
+    assert all(sample.value > 0 for sample in told)
