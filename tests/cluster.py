@@ -108,13 +108,13 @@ class Cluster(Broker):
 
     def kill(self) -> None:
         """Kill all nodes outright."""
-        for node in self.running:
-            self.kill_node(node)
+        self.kill_nodes(*self.running)
 
-    def kill_node(self, node: Broker) -> None:
-        """Kill that one of the nodes outright; return when the balancer passes it over."""
-        node.kill()
-        self._down.add(node)
+    def kill_nodes(self, *nodes: Broker) -> None:
+        """Kill those of the nodes outright; return when the balancer passes them over."""
+        for node in nodes:
+            node.kill()
+            self._down.add(node)
         self._wait_for_balancer()
 
     def discard(self) -> None:

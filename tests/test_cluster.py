@@ -109,7 +109,7 @@ def test_a_node_is_killed_in_the_middle_of_two_hundred_tasks(
     send_each = variant(NEW_TASK, SEND_EACH)
     sender = run(send_each, *tasks).expect("Sent 'task 60'", seconds=60)
 
-    cluster.kill_node(cluster.nodes[victim])
+    cluster.kill_nodes(cluster.nodes[victim])
     sender.wait(90)
     assert len(sender.messages) >= 60
     send_all(run, send_each, tasks[len(sender.messages) :])
@@ -137,8 +137,7 @@ def test_without_two_of_three_nodes_nothing_is_confirmed_and_nothing_is_lost(
     tasks = [f"task {number}" for number in range(1, 21)]
     send_each = variant(NEW_TASK, SEND_EACH)
     send_all(run, send_each, tasks)
-    for node in lost:
-        cluster.kill_node(node)
+    cluster.kill_nodes(*lost)
     # Again and again, since RabbitMQ lets a channel's close wait for its confirms for a minute.
     impatient = ("signal.alarm(60)", "signal.setitimer(signal.ITIMER_REAL, 2, 1)")
     elsewhere = (f'QUEUE = "{QUEUE}"', f'QUEUE = "{RPC_QUEUE}"')
@@ -178,7 +177,7 @@ def test_queues_that_are_not_replicated_go_with_their_node(run: Run, cluster: Cl
     assert run("part_1/sender.py", url=lost.url).wait() == 0
     gone = set(cluster.queues())
     assert len(gone) == len(scripts) + 1
-    cluster.kill_node(lost)
+    cluster.kill_nodes(lost)
 
     for receiver in receivers:
         assert receiver.wait() == 1
