@@ -1,5 +1,6 @@
 # make demo          all parts running: each command line, and what it printed
 # make test          the proofs; make test ARGS="--broker=docker -k part_2" chooses
+# make test-cluster  the proofs on three nodes, of which some are killed; ARGS as above
 # make mutants       wrong edits of the scripts, and which test catches each; takes ARGS too
 # make bench         what each choice costs, in tables and pictures; make bench QUICK=1 is coarser
 # make faults        tasks and calls, while what can be killed is; make faults SEED=17 does it again
@@ -11,7 +12,7 @@
 # make screenshot    take the picture of the management page, while workers work
 # make clean         undo the set-up
 
-.PHONY: demo test mutants bench faults load check check-readme readme pictures screenshot setup clean
+.PHONY: demo test test-cluster mutants bench faults load check check-readme readme pictures screenshot setup clean
 
 demo: setup
 	@.venv/bin/python -m tests.tour
@@ -22,8 +23,13 @@ test: setup
 mutants: setup
 	@.venv/bin/python -m tests.mutants $(ARGS)
 
+test-cluster:
+	@./setup.sh cluster
+	@.venv/bin/python -m pytest --cluster $(ARGS)
+
 bench:
 	@./setup.sh bench
+	@$(if $(QUICK),,./setup.sh cluster || true)
 	@.venv/bin/python -m tests.bench $(if $(QUICK),--quick)
 
 faults: setup

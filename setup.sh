@@ -2,7 +2,7 @@
 # Set up what `make demo` and `make test` need: the virtual environment with its packages, and a
 # RabbitMQ where none can be had otherwise. What is there already is left alone.
 #
-#     ./setup.sh [bench|pictures|screenshot]
+#     ./setup.sh [bench|cluster|pictures|screenshot]
 #
 # adds what the make target of that name needs.
 set -eu
@@ -65,6 +65,12 @@ fi
 case ${1:-} in
 bench)
     [ -e .venv/ready-bench ] || install_group bench
+    ;;
+cluster)
+    if ! .venv/bin/python -m tests.cluster >.setup.log 2>&1; then
+        install_package haproxy haproxy
+        .venv/bin/python -m tests.cluster >.setup.log 2>&1 || fail "$(tail -n 1 .setup.log)"
+    fi
     ;;
 pictures)
     command -v dot >/dev/null || install_package graphviz graphviz

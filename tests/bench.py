@@ -1,7 +1,7 @@
 """What each choice costs: the tutorial's scripts and other ways, beside the plainest that will do.
 
     make bench            within three minutes; writes bench/results.json and the pictures
-    make bench QUICK=1    within half a minute, coarser; writes to bench/quick/
+    make bench QUICK=1    within half a minute, coarser, no cluster; writes to bench/quick/
 
 The variants of a measure run in turn, round after round, on the same broker. What counts is the
 ratio within a round, since machines are noisy: its median, and its spread.
@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pika
@@ -25,6 +25,7 @@ from pika.spec import BasicProperties
 
 from part_6.rpc_client import FibonacciRpcClient
 from tests.broker import KINDS, Broker, NoBrokerError, running, wait_until
+from tests.cluster import running_cluster
 from tests.plain.rpc_client import PlainRpcClient
 from tests.results import FILE, MEASURES, Results, Sample, Task
 from tests.terminal import REPOSITORY, Terminal, into_file, replaced
@@ -63,7 +64,7 @@ class Size:
         return max(round(full * self.scale), 1)
 
 
-FULL = Size(scale=1, rounds=3, seconds=155)
+FULL = Size(scale=1, rounds=3, seconds=125)
 QUICK = Size(scale=0.25, rounds=1, seconds=15)
 
 
@@ -76,12 +77,14 @@ class Bench:
         size: How much is measured.
         folder: For altered copies of scripts.
         timelines: What the workers of the last `dispatch` did, by variant.
+        nodes: In how many nodes a queue can be replicated.
     """
 
     broker: Broker
     size: Size
     folder: Path
     timelines: dict[str, list[Task]]
+    nodes: int
 
     def altered(self, script: str, *replacements: tuple[str, str]) -> str:
         """Return the path of a copy of the script, with parts of its text replaced."""
@@ -176,10 +179,15 @@ def runs_a_second(broker: Broker, times: int, *command: str) -> float:
 
 
 def sent_a_second(
-    broker: Broker, seconds: float, *command: str, producers: int = 1, quorum: bool = False
+    broker: Broker, seconds: float, *command: str, producers: int = 1, replicas: int = 0
 ) -> float:
-    """Return how many messages a second come to a new, durable queue while producers run."""
-    arguments = {"x-queue-type": "quorum" if quorum else "classic"}
+    """Return how many messages a second come to a new, durable queue while producers run.
+
+    The queue is a quorum queue with so many replicas, or a classic one without.
+    """
+    arguments: dict[str, str | int] = {"x-queue-type": "classic"}
+    if replicas:
+        arguments = {"x-queue-type": "quorum", "x-quorum-initial-group-size": replicas}
     with broker.channel() as channel, Programs(broker) as programs:
         channel.queue_declare(queue=TASK_QUEUE, durable=True, arguments=arguments)
         programs.start_ready(producers, *command)
@@ -275,17 +283,17 @@ def producers(bench: Bench) -> Iterator[Sample]:
 
 
 def queue_types(bench: Bench) -> Iterator[Sample]:
-    """Part II: a queue that is replicated, or could be."""
+    """A queue that is replicated, or could be."""
+    variants = {"classic queue": 0, "quorum queue on one node": 1, "quorum queue on three nodes": 3}
     for measure, *command in (
         ("queue_types", PRODUCER, "persistent", "confirmed"),
         ("queue_types_in_flight", PIPELINED, "100"),
     ):
-        for name, broker, quorum in (
-            ("classic queue", bench.broker, False),
-            ("quorum queue on one node", bench.broker, True),
-        ):
-            speed = sent_a_second(broker, 0.6 * bench.size.scale, *command, quorum=quorum)
-            yield Sample(measure, name, speed)
+        for name, replicas in variants.items():
+            if replicas <= bench.nodes:
+                seconds = 0.6 * bench.size.scale
+                speed = sent_a_second(bench.broker, seconds, *command, replicas=replicas)
+                yield Sample(measure, name, speed)
 
 
 def working(bench: Bench) -> Iterator[Sample]:
@@ -464,12 +472,12 @@ def servers(bench: Bench) -> Iterator[Sample]:
             yield Sample("servers", counted(number, "server"), speed)
 
 
-ALL: tuple[Callable[[Bench], Iterator[Sample]], ...] = (
+# What needs one broker alone.
+ALONE: tuple[Callable[[Bench], Iterator[Sample]], ...] = (
     connections,
     new_task,
     sending,
     producers,
-    queue_types,
     working,
     workers,
     dispatch,
@@ -485,7 +493,8 @@ def measure(
     broker: Broker,
     size: Size,
     tell: Callable[[Sample], None],
-    measures: Sequence[Callable[[Bench], Iterator[Sample]]] = ALL,
+    measures: Sequence[Callable[[Bench], Iterator[Sample]]] = ALONE,
+    nodes: int = 1,
 ) -> Results:
     """Measure on the broker, round after round.
 
@@ -494,6 +503,7 @@ def measure(
         size: How much.
         tell: Is called with each sample.
         measures: What to measure.
+        nodes: How many nodes there are, of which the broker is one.
     """
     results = Results(
         versions={
@@ -505,7 +515,7 @@ def measure(
     )
     began, rounds = time.monotonic(), 0
     with tempfile.TemporaryDirectory(prefix="rabbitmq-tutorial-") as folder:
-        bench = Bench(broker, size, Path(folder), results.timelines)
+        bench = Bench(broker, size, Path(folder), results.timelines, nodes)
         # One more, as long as it fits in, if it takes no longer than those before it.
         while rounds < size.rounds or (
             (time.monotonic() - began) * (rounds + 1) / rounds < size.seconds
@@ -517,6 +527,20 @@ def measure(
                 broker.clean()
             rounds += 1
     return results
+
+
+def measure_queues(
+    broker: Broker, kind: str | None, size: Size, tell: Callable[[Sample], None]
+) -> Results:
+    """Measure the queue types on a cluster of that kind, or on the broker where there is none."""
+    if kind:
+        try:
+            with running_cluster(kind, print) as cluster:
+                node, nodes = cluster.nodes[0], len(cluster.nodes)
+                return measure(node, size, tell, [queue_types], nodes)
+        except NoBrokerError as error:
+            print(f"No queue on three nodes: {error}")
+    return measure(broker, size, tell, [queue_types])
 
 
 def main() -> None:
@@ -533,20 +557,25 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="coarser, and not for the README")
     arguments = parser.parse_args()
     size = QUICK if arguments.quick else FULL
+    on_cluster = replace(size, seconds=size.seconds / 6)
     file = FILE.parent / "quick" / FILE.name if arguments.quick else FILE
     try:
         with (
             running(arguments.broker, print) as broker,
             tqdm(
-                total=size.seconds, bar_format="{percentage:3.0f} %|{bar}| {elapsed} {desc}"
+                total=size.seconds + on_cluster.seconds,
+                bar_format="{percentage:3.0f} %|{bar}| {elapsed} {desc}",
             ) as bar,
         ):
 
             def tell(sample: Sample) -> None:
-                bar.n = min(bar.format_dict["elapsed"], size.seconds)
+                bar.n = min(bar.format_dict["elapsed"], bar.total)
                 bar.set_description_str(f"{sample.measure}: {sample.variant}")
 
             results = measure(broker, size, tell)
+            kind = None if arguments.quick else arguments.broker if broker.owned else "url"
+            # Only now, since its nodes would take time from what is measured on one broker.
+            results.samples |= measure_queues(broker, kind, on_cluster, tell).samples
     except NoBrokerError as error:
         sys.exit(f"{error}")
     except KeyboardInterrupt:

@@ -32,7 +32,7 @@ import port_for
 import psutil
 import requests
 import trustme
-from docker.client import from_env
+from docker.client import DockerClient, from_env
 from docker.utils.utils import parse_repository_tag
 from mirakuru import TCPExecutor
 from mirakuru.exceptions import ExecutorError
@@ -117,6 +117,30 @@ def settings_for_tests(tls_folder: str) -> str:
     )
 
 
+def get_image(image: str) -> DockerClient:
+    """Have Docker get the image, where it has not got it; return a client of its engine.
+
+    Raises:
+        NoBrokerError: No Docker engine answers, or the image cannot be had.
+    """
+    try:
+        engine: DockerClient = from_env()
+        engine.ping()
+    except docker.errors.DockerException as error:
+        raise NoBrokerError("no Docker engine answers") from error
+    try:
+        engine.images.get(image)
+    except docker.errors.ImageNotFound:
+        print(f"Docker gets the image {image}", file=sys.stderr)
+        try:
+            engine.images.pull(*parse_repository_tag(image))
+        except docker.errors.APIError as error:
+            raise NoBrokerError(
+                f"Docker answers, but the image {image} cannot be had ({error.explanation})"
+            ) from error
+    return engine
+
+
 class Broker(ABC):
     """A RabbitMQ broker, and what a test may ask of it and do to it."""
 
@@ -124,6 +148,8 @@ class Broker(ABC):
     owned = True
     #: How it was chosen, for the header of a run.
     description: str
+    #: The Erlang node's name, such as "rabbit@rabbitmq-1", of a node that is in a cluster.
+    name: str
     #: The certificate of the authority that vouches for the broker at its `tls_url`, as PEM.
     authority: bytes
 
@@ -363,21 +389,7 @@ class Container(Broker):
         Raises:
             NoBrokerError: No Docker engine answers, or the image cannot be had.
         """
-        try:
-            engine = from_env()
-            engine.ping()
-        except docker.errors.DockerException as error:
-            raise NoBrokerError("no Docker engine answers") from error
-        try:
-            engine.images.get(image)
-        except docker.errors.ImageNotFound:
-            print(f"Docker gets the image {image}", file=sys.stderr)
-            try:
-                engine.images.pull(*parse_repository_tag(image))
-            except docker.errors.APIError as error:
-                raise NoBrokerError(
-                    f"Docker answers, but the image {image} cannot be had ({error.explanation})"
-                ) from error
+        engine = get_image(image)
         self.description = f"a container of {image}"
         self._container = RabbitMqContainer(image)
         # Ports that Docker chooses change when a container restarts; a worker could not come back.
@@ -457,18 +469,30 @@ class Container(Broker):
 class Node(Broker):
     """A private node of an installed RabbitMQ, with ports, data and a cookie of its own."""
 
-    def __init__(self, server: Path) -> None:
-        """Prepare a node that the program `server` will run."""
+    def __init__(
+        self, server: Path, *, cookie: str | None = None, epmd_port: int | None = None
+    ) -> None:
+        """Prepare a node that the program `server` will run.
+
+        Args:
+            server: RabbitMQ's server program.
+            cookie: The Erlang cookie of the cluster that it will be in. By default one of its own.
+            epmd_port: The port of that cluster's port mapper. By default the node starts its own.
+        """
         self.description = f"a private node of {server}"
         self._ctl = server.resolve().with_name("rabbitmqctl")
         self._data = tempfile.TemporaryDirectory(prefix="rabbitmq-tutorial-")
         home = Path(self._data.name)
         ports = free_ports(5)
-        self._port, self._tls_port, self._management_port, distribution_port, epmd_port = ports
+        self._port, self._tls_port, self._management_port, distribution_port, own_epmd_port = ports
+        self.name = f"tutorial-{self._port}@localhost"
         tls = tls_files("localhost")
         self.authority = tls["authority.pem"]
         for name, content in tls.items():
             (home / name).write_bytes(content)
+        if cookie:
+            (home / ".erlang.cookie").write_text(cookie)
+            (home / ".erlang.cookie").chmod(0o400)
         (home / "conf.d").mkdir()
         (home / "advanced.config").write_text("[].\n")
         (home / "enabled_plugins").write_text("[rabbitmq_management].\n")
@@ -483,10 +507,10 @@ class Node(Broker):
         # Whatever the machine's own settings say, in /etc/rabbitmq or in the environment, is not
         # for this node: https://www.rabbitmq.com/docs/configure#supported-environment-variables
         self._environment = {
-            "HOME": str(home),  # where Erlang makes the cookie
+            "HOME": str(home),  # where Erlang looks for the cookie, or makes one
             "ERL_EPMD_ADDRESS": "127.0.0.1",
-            "ERL_EPMD_PORT": str(epmd_port),
-            "RABBITMQ_NODENAME": f"tutorial-{self._port}@localhost",
+            "ERL_EPMD_PORT": str(epmd_port or own_epmd_port),
+            "RABBITMQ_NODENAME": self.name,
             "RABBITMQ_NODE_PORT": str(self._port),
             "RABBITMQ_DIST_PORT": str(distribution_port),
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
@@ -509,6 +533,15 @@ class Node(Broker):
             stdout=subprocess.DEVNULL,
             stderr=self._stderr,
         )
+
+    def configure(self, settings: str) -> None:
+        """Add settings to those of its rabbitmq.conf, before it starts."""
+        (Path(self._data.name) / "conf.d" / "cluster.conf").write_text(settings)
+
+    @property
+    def address(self) -> str:
+        """The host and the port."""
+        return f"127.0.0.1:{self._port}"
 
     @property
     def url(self) -> str:

@@ -13,6 +13,7 @@ from pika.adapters.blocking_connection import BlockingChannel
 from xdist.workermanage import WorkerController
 
 from tests.broker import KINDS, Broker, NoBrokerError, prepare, running
+from tests.cluster import Cluster, running_cluster
 from tests.terminal import REPOSITORY, Terminal, replaced
 
 _STACK = pytest.StashKey[contextlib.ExitStack]()
@@ -35,6 +36,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         " RABBITMQ_IMAGE, or a private node of the installed RabbitMQ; auto takes the first that"
         " can be had",
     )
+    parser.addoption(
+        "--cluster",
+        action="store_true",
+        help="run the tests that are marked `cluster`, and no others, on three nodes in a cluster",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave tests of a cluster to runs that have one, and all others to those that have not."""
+    chosen: list[pytest.Item] = []
+    others: list[pytest.Item] = []
+    for item in items:
+        fits = (item.get_closest_marker("cluster") is not None) == config.option.cluster
+        (chosen if fits else others).append(item)
+    if others:
+        config.hook.pytest_deselected(items=others)
+        items[:] = chosen
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -46,16 +64,17 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Start the broker before the header is printed, which tells its version."""
+    """Start the broker, or cluster, before the header is printed, which tells its version."""
     config = session.config
     if config.option.collectonly:
         return
+    start = running_cluster if config.option.cluster else running
     stack, said = contextlib.ExitStack(), list[str]()
     config.stash[_STACK], config.stash[_SAID] = stack, said
     kind, process = config.option.broker, getattr(config, "workerinput", None)
     try:
         if config.getvalue("dist") == "no":
-            config.stash[_BROKER] = stack.enter_context(running(kind, said.append))
+            config.stash[_BROKER] = stack.enter_context(start(kind, said.append))
         else:
             # Each of the processes starts a broker of its own, if there is one to be had.
             prepare(kind, said.append).discard()
@@ -121,6 +140,14 @@ def own_broker(broker: Broker) -> Iterator[Broker]:
     """The broker, for tests that stop or kill it; it runs again afterwards."""
     if not broker.owned:
         pytest.skip(f"would stop {broker.description}")
+    yield broker
+    broker.start()
+
+
+@pytest.fixture
+def cluster(broker: Broker) -> Iterator[Cluster]:
+    """The cluster of the run; all its nodes run again afterwards."""
+    assert isinstance(broker, Cluster)
     yield broker
     broker.start()
 

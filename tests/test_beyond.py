@@ -184,3 +184,31 @@ def test_hello_may_be_transient_until_4_3_and_durable_in_any_version(
     else:
         assert sender.wait() == 1
         assert "transient_nonexcl_queues" in sender.error[0]
+
+
+@pytest.mark.claim("beyond-delivery-limit")
+def test_a_quorum_queue_gives_a_message_up_from_4_0_on(
+    broker: Broker, channel: BlockingChannel
+) -> None:
+    channel.queue_declare(queue="failed_tasks", durable=True)
+    try:
+        arguments = {
+            "x-queue-type": "quorum",
+            "x-dead-letter-exchange": "",
+            "x-dead-letter-routing-key": "failed_tasks",
+        }
+        channel.queue_declare(queue=QUEUE, durable=True, arguments=arguments)
+        channel.basic_publish(exchange="", routing_key=QUEUE, body=b"poison")
+
+        def taken_or_given_up() -> bool:
+            mine = channel.connection.channel()
+            method, _, _ = mine.basic_get(queue=QUEUE)
+            mine.close()
+            return bool(method) or broker.ready("failed_tasks") == 1
+
+        for _ in range(25):
+            wait_until(taken_or_given_up, "the message to come again")
+        given_up = broker.ready("failed_tasks") == 1
+        assert given_up == (int(broker.version.split(".")[0]) >= 4)
+    finally:
+        channel.queue_delete(queue="failed_tasks")

@@ -14,6 +14,8 @@ from tests.terminal import Terminal
 
 NEW_TASK, WORKER, QUEUE = "part_2/new_task.py", "part_2/worker.py", "task_queue"
 
+# new_task.py many times in one process: each word a task, on a connection of its own.
+SEND_EACH = ('send(" ".join(arguments.words))', "[send(word) for word in arguments.words]")
 # The lines of worker.py that a statement is about.
 PREFETCH = "    channel.basic_qos(prefetch_count=1)"
 CONSUME = "channel.basic_consume(queue=QUEUE, on_message_callback=on_message"
@@ -234,9 +236,7 @@ def test_no_task_reported_as_sent_is_lost_when_the_broker_is_killed_outright(
     worker.expect("Received 'current'")
     own_broker.settle()  # what a confirm promises is about messages, not about their queue
     # Twenty times new_task.py in one process, so that the broker dies right after the last Sent.
-    send_each = variant(
-        NEW_TASK, ('send(" ".join(arguments.words))', "[send(word) for word in arguments.words]")
-    )
+    send_each = variant(NEW_TASK, SEND_EACH)
     tasks = [f"task {number}" for number in range(1, 21)]
     run(send_each, *tasks).expect(" [x] Sent 'task 20'")
     own_broker.kill()
