@@ -369,11 +369,12 @@ def test_a_service_ended_at_work_loses_nothing(
     variant: Variant,
     end: Callable[[Terminal], None],
 ) -> None:
-    begin = "    connection_lock.release()"
-    at_work = f"{begin}; print(' at work', flush=True); time.sleep(60)"
-    services = {
-        script: run(variant(script, (begin, at_work))).expect_ready() for script in SERVICES
-    }
+    begin = re.compile(r"connection_lock\.release\(\).*\n( +)try:\n")
+    services = {}
+    for script in SERVICES:
+        (found,) = begin.finditer(SOURCES[script])
+        at_work = f"{found[0]}{found[1]}    print(' at work', flush=True); time.sleep(60)\n"
+        services[script] = run(variant(script, (found[0], at_work))).expect_ready()
     for script, service in services.items():
         publish(channel, script, b"1")
         end(service.expect("at work"))
