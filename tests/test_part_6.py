@@ -265,8 +265,10 @@ def test_a_server_outlives_a_restart_of_the_broker(
     waiting = run(CLIENT, "--timeout", "60", *["1"] * 2)
     busy.expect("fib(1)")
     own_broker.ctl("stop_app")
-    server.expect("Connection lost").expect("Trying again in 1 s").expect("Trying again in 2 s")
-    own_broker.ctl("start_app")
+    try:
+        server.expect("Connection lost").expect("Trying again in 1 s").expect("Trying again in 2 s")
+    finally:
+        own_broker.ctl("start_app")
 
     assert waiting.wait() == 1
     assert len(waiting.error) == 1
