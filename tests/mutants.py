@@ -484,7 +484,8 @@ def survivors_of(mutants: list[Mutant], broker: str) -> list[Mutant]:
                     catching.add(verdict.test)
                 else:
                     survivors.append(mutant)
-                what = f"caught by {verdict.test}" if verdict.test else "SURVIVED"
+                survived = "SURVIVED" if verdict.reason == ALL_PASSED else "NOT CAUGHT"
+                what = f"caught by {verdict.test}" if verdict.test else survived
                 print(f"{mutant.name}: {what} ({took:.0f} s): {verdict.reason[:120]}", flush=True)
             if catching:
                 verdict = judge(unedited, broker, sorted(catching))
@@ -522,7 +523,7 @@ def main() -> None:
         sys.exit(f"Nothing is shown, since a test fails without an edit: {error}")
     print(f"{len(chosen) - len(survivors)} of {len(chosen)} mutants were caught.")
     for mutant in survivors:
-        print(f"Survived: {mutant.name}, though {mutant.wrong}.")
+        print(f"Not caught: {mutant.name}, though {mutant.wrong}.")
     sys.exit(bool(survivors))
 
 
