@@ -26,7 +26,7 @@ def code(script: str, *names: str) -> str:
         LookupError: The script has none of such a name.
     """
     source = (REPOSITORY / script).read_text(encoding="utf-8")
-    parts = [_definition(source, name) for name in names] or [source.rstrip()]
+    parts = [definition(source, name) for name in names] or [source.rstrip()]
     return _fence("python", "\n\n\n".join(parts))
 
 
@@ -51,7 +51,12 @@ def _fence(language: str, text: str) -> str:
     return f"\n```{language}\n{text}\n```\n"
 
 
-def _definition(source: str, name: str) -> str:
+def definition(source: str, name: str) -> str:
+    """Return the text of that function, class or method ("Class.method") in a source.
+
+    Raises:
+        LookupError: There is none of such a name.
+    """
     scope: ast.Module | ast.ClassDef | ast.FunctionDef = ast.parse(source)
     for part in name.split("."):
         for node in scope.body:

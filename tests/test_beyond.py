@@ -1,7 +1,9 @@
 """What a reader meets beyond the six parts: a broker on another host, tasks that fail, limits."""
 
+import inspect
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,8 +11,10 @@ from pika.adapters.blocking_connection import BlockingChannel
 from pika.exceptions import ChannelClosedByBroker
 from pika.spec import Basic, BasicProperties
 
+from part_2.worker import connection_lock, work
 from tests.broker import Broker, wait_until
 from tests.conftest import Run, Variant
+from tests.readme import definition
 from tests.terminal import REPOSITORY
 from tests.test_part_2 import NEW_TASK, QUEUE, WORKER, received, send
 
@@ -88,46 +92,42 @@ def test_a_task_that_always_fails_ends_one_worker_after_the_other(
     assert method.redelivered
 
 
-def work(task: bytes) -> None:
-    """Stand in for work that can fail: the task is to be a number."""
-    int(task)
-
-
 def on_message(
     channel: BlockingChannel, method: Basic.Deliver, properties: BasicProperties, body: bytes
 ) -> None:
-    """Do one task, or set it aside if it is one that can never be done."""
+    """Do one task, and acknowledge it; or set it aside if it is one that can never be done."""
+    print(f" [x] Received {body.decode(errors='replace')!r}", flush=True)
+    wrong = None
+    connection_lock.release()  # while we work, the connection is keep_heartbeats' to use
     try:
         work(body)
     except ValueError as error:
-        print(f" [!] Set aside: {error}", flush=True)
+        wrong = error
+    finally:
+        connection_lock.acquire()
+    if wrong:
+        print(f" [!] Set aside: {wrong}", file=sys.stderr)
         channel.basic_nack(delivery_tag=method.delivery_tag, requeue=False)
     else:
+        print(" [x] Done", flush=True)
         channel.basic_ack(delivery_tag=method.delivery_tag)
 
 
 @pytest.mark.claim("beyond-set-aside")
 def test_a_rejected_task_is_discarded_or_kept_in_a_queue_for_it(
-    own_broker: Broker, channel: BlockingChannel
+    run: Run, own_broker: Broker, channel: BlockingChannel, variant: Variant
 ) -> None:
     (set_policy,) = readme_commands("failed_tasks")
-    tasks = channel.consume(queue=QUEUE, inactivity_timeout=10)
-
-    def do(*bodies: str) -> None:
-        send(channel, *bodies)
-        for body in bodies:
-            method, properties, delivered = next(tasks)
-            assert method
-            assert properties
-            assert delivered == body.encode()
-            on_message(channel, method, properties, delivered)
-
-    send(channel)
-    do("poison 1", "1")
+    plain = definition((REPOSITORY / WORKER).read_text(encoding="utf-8"), "on_message")
+    worker = run(variant(WORKER, NUMBERS_ONLY, (plain, inspect.getsource(on_message).rstrip())))
+    worker.expect_ready()
+    send(channel, "poison 1", "1")
+    worker.expect("Set aside").expect("Done")
     try:
         channel.queue_declare(queue="failed_tasks", durable=True)
         own_broker.ctl(*set_policy)
-        do("poison 2", "2")
+        send(channel, "poison 2", "2")
+        worker.expect("Set aside", times=2).expect("Done", times=2)
         wait_until(lambda: own_broker.ready("failed_tasks") == 1, "the failed task to be set aside")
         _, kept, body = channel.basic_get(queue="failed_tasks", auto_ack=True)
         assert kept
@@ -136,8 +136,11 @@ def test_a_rejected_task_is_discarded_or_kept_in_a_queue_for_it(
     finally:
         channel.queue_delete(queue="failed_tasks")
         own_broker.ctl("clear_policy", "failed_tasks")
-    channel.cancel()
-    assert own_broker.ready(QUEUE) == 0  # neither came again
+    # Neither came again.
+    assert received(worker) == ["poison 1", "1", "poison 2", "2"]
+    own_broker.wait_for_acknowledgements(QUEUE)
+    worker.kill()
+    assert own_broker.ready(QUEUE) == 0
 
 
 @pytest.mark.claim("beyond-consumer-timeout")
