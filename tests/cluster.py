@@ -117,6 +117,11 @@ class Cluster(Broker):
             self._down.add(node)
         self._wait_for_balancer()
 
+    def settle(self) -> None:
+        """Have all running nodes write to disk which queues were declared."""
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda node: node.settle(), self.running))
+
     def pause(self) -> None:
         """Stop the processes of all nodes where they are."""
         for node in self.running:

@@ -102,6 +102,7 @@ def test_a_node_is_killed_in_the_middle_of_two_hundred_tasks(
     for queue in (QUEUE, RPC_QUEUE):
         declare(queue, cluster.nodes[0])
         assert cluster.node_of(queue) is cluster.nodes[0]
+    cluster.settle()
     # One of each on each node, since the balancer takes the one with the fewest connections.
     workers = [run(WORKER).expect_ready() for _ in cluster.nodes]
     servers = [run(SERVER).expect_ready() for _ in cluster.nodes]
@@ -134,6 +135,7 @@ def test_without_two_of_three_nodes_nothing_is_confirmed_and_nothing_is_lost(
     *lost, left = cluster.nodes
     declare(QUEUE, left)
     declare(RPC_QUEUE, lost[0])
+    cluster.settle()
     tasks = [f"task {number}" for number in range(1, 21)]
     send_each = variant(NEW_TASK, SEND_EACH)
     send_all(run, send_each, tasks)
