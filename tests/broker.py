@@ -394,7 +394,8 @@ class Container(Broker):
         self.description = f"a container of {image}"
         self._container = RabbitMqContainer(image)
         # Ports that Docker chooses change when a container restarts; a worker could not come back.
-        for port, published in zip((5671, 5672, 15672), free_ports(3), strict=True):
+        self._published = dict(zip((5671, 5672, 15672), free_ports(3), strict=True))
+        for port, published in self._published.items():
             self._container.with_bind_ports(port, published)
         # From inside a container another one is reached at the gateway of their network, which
         # Docker gives the first address.
@@ -425,8 +426,7 @@ class Container(Broker):
         return f"http://guest:guest@{self._address(15672)}"
 
     def _address(self, port: int) -> str:
-        exposed = self._container.get_exposed_port(port)
-        return f"{self._container.get_container_host_ip()}:{exposed}"
+        return f"{self._container.get_container_host_ip()}:{self._published[port]}"
 
     def start(self) -> None:
         """Start the container, the same one each time: its data is inside."""

@@ -24,7 +24,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -343,14 +343,12 @@ class Trial:
             shells = [pool.submit(self._shell) for _ in range(SHELLS)]
             try:
                 for fault in plan.faults:
-                    self._wait_for_jobs(fault.after)
+                    self._wait_for_jobs(fault.after, shells)
                     self._carry_out(fault)
-                self._wait_for_jobs(len(plan.jobs))
+                self._wait_for_jobs(len(plan.jobs), shells)
             finally:
                 self._jobs.clear()
                 self._broker_runs.set()
-        for shell in shells:
-            shell.result()
         self._finish()
         return self._report
 
@@ -359,8 +357,14 @@ class Trial:
         self._consumers[kind].append(consumer)
         return consumer
 
-    def _wait_for_jobs(self, number: int) -> None:
-        wait_until(lambda: self._through >= number, f"{number} jobs to be through", seconds=300)
+    def _wait_for_jobs(self, number: int, shells: Sequence[Future[None]]) -> None:
+        def through() -> bool:
+            for shell in shells:
+                if shell.done():
+                    shell.result()  # an error of this program's own ends the run
+            return self._through >= number
+
+        wait_until(through, f"{number} jobs to be through", seconds=300)
 
     def _shell(self) -> None:
         """Do one job after the other, each until it succeeds."""
