@@ -18,7 +18,7 @@ demo: setup
 	@.venv/bin/python -m tests.tour
 
 test: setup
-	@.venv/bin/python -m pytest --numprocesses=auto --dist=worksteal $(ARGS)
+	@.venv/bin/python -m pytest -p no:rerunfailures --numprocesses=auto --dist=worksteal $(ARGS)
 
 mutants: setup
 	@.venv/bin/python -m tests.mutants $(ARGS)
