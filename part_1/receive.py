@@ -46,11 +46,18 @@ def receive() -> None:
         raise ConsumerCancelled  # start_consuming returns only when somebody deleted the queue
 
 
+def goodbye(*_: object) -> None:
+    """End at once, on Ctrl+C or SIGTERM: an exception in the middle of pika's work may get lost."""
+    os.write(1, b" [*] Goodbye\n")
+    os._exit(0)
+
+
 def main() -> None:
     """Run from a command line: its arguments, Ctrl+C, and one clear line where it fails."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawTextHelpFormatter)
     parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM ends it as Ctrl+C does
+    signal.signal(signal.SIGINT, goodbye)
+    signal.signal(signal.SIGTERM, goodbye)
     try:
         pika.URLParameters(RABBITMQ_URL).host.encode("idna")
     except (ValueError, TypeError, LookupError, SyntaxError, OSError) as error:
@@ -58,10 +65,8 @@ def main() -> None:
         sys.exit(f" [!] Malformed RABBITMQ_URL ({why}). Write amqp://user:password@host:5672/%2F")
     try:
         receive()
-    except KeyboardInterrupt:
-        print(" [*] Goodbye", flush=True)
     except BrokenPipeError:  # whoever read what this prints has ended, as in `... | head -1`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os._exit(0)  # and no last flush, which would fail again
     except CONNECTION_ERRORS as error:
         sys.exit(f" [!] No connection: {error!r}. Does RabbitMQ run? See RABBITMQ_URL and its log.")
     except AMQPError as error:

@@ -14,6 +14,7 @@ import signal
 import socket
 import ssl
 import sys
+import threading
 from argparse import ArgumentParser, RawTextHelpFormatter
 
 import pika
@@ -44,9 +45,16 @@ def send(task: str) -> None:
         print(f" [x] Sent {task!r}", flush=True)
 
 
-def on_alarm(*_: object) -> None:
-    """Give up on a confirm that does not come, for which pika waits without a limit."""
-    raise AMQPConnectionError("no confirm within 60 s")
+def give_up() -> None:
+    """End without a confirm, for which pika would wait without a limit."""
+    os.write(2, b" [!] No confirm within 60 s: the task may be sent or not. See RabbitMQ's log.\n")
+    os._exit(1)
+
+
+def goodbye(*_: object) -> None:
+    """End at once, on Ctrl+C or SIGTERM: an exception in the middle of pika's work may get lost."""
+    os.write(1, b" [*] Goodbye\n")
+    os._exit(0)
 
 
 def main() -> None:
@@ -54,10 +62,11 @@ def main() -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=RawTextHelpFormatter)
     parser.add_argument("words", nargs="*", default=["Hello World!"], help="the task")
     arguments = parser.parse_args()
-    if hasattr(signal, "alarm"):  # all but Windows
-        signal.signal(signal.SIGALRM, on_alarm)
-        signal.alarm(60)  # seconds
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM ends it as Ctrl+C does
+    alarm = threading.Timer(60, give_up)  # seconds
+    alarm.daemon = True
+    alarm.start()
+    signal.signal(signal.SIGINT, goodbye)
+    signal.signal(signal.SIGTERM, goodbye)
     try:
         pika.URLParameters(RABBITMQ_URL).host.encode("idna")
     except (ValueError, TypeError, LookupError, SyntaxError, OSError) as error:
@@ -65,10 +74,8 @@ def main() -> None:
         sys.exit(f" [!] Malformed RABBITMQ_URL ({why}). Write amqp://user:password@host:5672/%2F")
     try:
         send(" ".join(arguments.words))
-    except KeyboardInterrupt:
-        print(" [*] Goodbye", flush=True)
     except BrokenPipeError:  # whoever read what this prints has ended, as in `... | head -1`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os._exit(0)  # and no last flush, which would fail again
     except CONNECTION_ERRORS as error:
         sys.exit(f" [!] No connection: {error!r}. Does RabbitMQ run? See RABBITMQ_URL and its log.")
     except AMQPError as error:

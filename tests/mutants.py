@@ -178,7 +178,24 @@ MUTANTS = (
     Mutant(
         "worker: SIGTERM not handled",
         "as process 1 of a container it does not end; elsewhere it ends as if killed",
-        ((WORKER, "signal.signal(signal.SIGTERM, signal.default_int_handler)", "pass"),),
+        ((WORKER, "signal.signal(signal.SIGTERM, goodbye)", "pass"),),
+    ),
+    Mutant(
+        "worker: Ctrl+C raised wherever it comes",
+        "in the middle of pika's work it gets lost, or has the close wait for ever",
+        (
+            (WORKER, "(signal.SIGINT, goodbye)", "(signal.SIGINT, signal.default_int_handler)"),
+            (WORKER, "(signal.SIGTERM, goodbye)", "(signal.SIGTERM, signal.default_int_handler)"),
+            (
+                WORKER,
+                "    except BrokenPipeError:",
+                (
+                    "    except KeyboardInterrupt:\n"
+                    '        print(" [*] Goodbye", flush=True)\n'
+                    "    except BrokenPipeError:"
+                ),
+            ),
+        ),
     ),
     Mutant(
         "task_queue not durable",
@@ -196,6 +213,11 @@ MUTANTS = (
         "new_task: no confirms",
         "it says Sent before RabbitMQ has the task",
         ((NEW_TASK, "channel.confirm_delivery()", "pass"),),
+    ),
+    Mutant(
+        "new_task: waits for a confirm without a limit",
+        "it hangs while a queue has lost most of its replicas",
+        ((NEW_TASK, "    alarm.start()\n", ""),),
     ),
     Mutant(
         "new_task: not mandatory",

@@ -3,23 +3,26 @@
 import inspect
 import re
 import shlex
+import signal
 import sys
+import threading
 from pathlib import Path
 
+import pika
 import pytest
 from pika.adapters.blocking_connection import BlockingChannel
 from pika.exceptions import ChannelClosedByBroker
 from pika.spec import Basic, BasicProperties
 
-from part_2.worker import connection_lock, work
+from part_2.worker import connection_lock, goodbye, keep_heartbeats, work
 from tests.broker import Broker, wait_until
 from tests.conftest import Run, Variant
 from tests.readme import definition
 from tests.terminal import REPOSITORY
-from tests.test_part_2 import NEW_TASK, QUEUE, WORKER, received, send
+from tests.test_part_2 import NEW_TASK, QUEUE, WORK, WORKER, received, send
 
 # worker.py, with tasks that can fail: each is to be a number.
-NUMBERS_ONLY = ('    time.sleep(task.count(b"."))', "    int(task)")
+NUMBERS_ONLY = (WORK, "    int(task)")
 
 
 def readme_commands(word: str) -> list[list[str]]:
@@ -141,6 +144,57 @@ def test_a_rejected_task_is_discarded_or_kept_in_a_queue_for_it(
     own_broker.wait_for_acknowledgements(QUEUE)
     worker.kill()
     assert own_broker.ready(QUEUE) == 0
+
+
+def consume(connection: pika.BlockingConnection) -> None:
+    """Pass each task of the queue to on_message, until SIGTERM or the connection's end."""
+
+    def finish(*_: object) -> None:
+        if connection.is_open:
+            connection.add_callback_threadsafe(sys.exit)
+        else:
+            goodbye()
+
+    channel = connection.channel()
+    channel.queue_declare(queue=QUEUE, durable=True)
+    channel.basic_qos(prefetch_count=1)  # no next task before this one is acknowledged
+    channel.basic_consume(queue=QUEUE, on_message_callback=on_message)
+    threading.Thread(target=keep_heartbeats, args=[connection], daemon=True).start()
+    signal.signal(signal.SIGTERM, finish)
+    print(" [*] Waiting for tasks. To exit press CTRL+C", flush=True)
+    channel.start_consuming()
+
+
+@pytest.mark.claim("beyond-finish")
+def test_a_worker_finishes_its_task_first(
+    run: Run, own_broker: Broker, variant: Variant, tmp_path: Path
+) -> None:
+    plain = definition((REPOSITORY / WORKER).read_text(encoding="utf-8"), "consume")
+    finishing = (plain, inspect.getsource(consume).rstrip())
+    # Tasks last until they are told, and for a round of keep_heartbeats from then on.
+    told = tmp_path / "told"
+    until_told = f"    while not os.path.exists({str(told)!r}):\n        time.sleep(0.05)"
+    script = variant(WORKER, finishing, (WORK, f"{until_told}\n    time.sleep(1.2)"))
+    working = run(script).expect_ready()
+    with own_broker.channel() as channel:
+        send(channel, "current", "next")
+    working.expect("Received 'current'").terminate()
+    told.touch()
+    assert working.wait() == 0
+    assert working.messages == ["Received 'current'", "Done"]
+    assert working.error == []
+    assert own_broker.ready(QUEUE) == 1
+
+    patient = run(variant(WORKER, finishing, ("pause = 1 ", "pause = 60 "))).expect("Done")
+    assert received(patient) == ["next"]
+    own_broker.wait_for_acknowledgements(QUEUE)
+    waiting = run(script).expect_ready()
+    waiting.terminate()
+    assert waiting.wait() == 0
+    assert waiting.error == []
+    own_broker.ctl("close_all_connections", "a test")
+    patient.expect("Trying again in 60 s").terminate()
+    assert patient.wait() == 0
 
 
 @pytest.mark.claim("beyond-consumer-timeout")
