@@ -15,13 +15,13 @@ names, with the request's `correlation_id`. Its body is the Fibonacci number, in
 where the answer's property `type` is "error", what is wrong with the request, in words.
 """
 
+import itertools
 import os
 import signal
 import socket
 import ssl
 import sys
 import time
-import uuid
 from argparse import ArgumentParser, RawTextHelpFormatter
 from dataclasses import dataclass
 from typing import Self
@@ -63,6 +63,8 @@ class FibonacciRpcClient:
         # RabbitMQ blocks publishers while it is short of memory or disk: wait, not for ever.
         parameters.blocked_connection_timeout = parameters.blocked_connection_timeout or 30
         self.requests: dict[str, Request] = {}  # by correlation id
+        # Unique where they need to be: only the answers to our own requests come to our queue.
+        self.correlation_ids = map(str, itertools.count(1))
         self.connection = pika.BlockingConnection(parameters)
         self.channel = self.connection.channel()
         self.channel.add_on_return_callback(callback=self.on_return)
@@ -89,7 +91,7 @@ class FibonacciRpcClient:
 
     def request(self, n: int, timeout: float = 10) -> str:
         """Send a request, and return its correlation id at once; `result` waits for the answer."""
-        correlation_id = str(uuid.uuid4())
+        correlation_id = next(self.correlation_ids)
         self.requests[correlation_id] = Request(deadline=time.monotonic() + timeout)
         self.channel.basic_publish(
             exchange="",
