@@ -57,7 +57,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Run the tests in three processes, since they mostly wait, or in one if there is one broker."""
+    """Run the tests in three processes, since they mostly wait; in one if there is one broker."""
     kind = config.option.broker
     return 0 if kind == "url" or (kind == "auto" and os.environ.get("RABBITMQ_URL")) else 3
 
