@@ -38,7 +38,7 @@ def send(task: str) -> None:
         channel.basic_publish(
             exchange="",
             routing_key=QUEUE,
-            body=os.fsencode(task),
+            body=task.encode(),
             properties=pika.BasicProperties(delivery_mode=pika.DeliveryMode.Persistent),
             mandatory=True,  # an error, rather than a task lost, should the queue be gone
         )
@@ -47,14 +47,18 @@ def send(task: str) -> None:
 
 def give_up() -> None:
     """End without a confirm, for which pika would wait without a limit."""
-    os.write(2, b" [!] No confirm within 60 s: the task may be sent or not. See RabbitMQ's log.\n")
-    os._exit(1)
+    try:
+        os.write(2, b" [!] No confirm in 60 s: the task may be sent or not. See RabbitMQ's log.\n")
+    finally:
+        os._exit(1)
 
 
 def goodbye(*_: object) -> None:
     """End at once, on Ctrl+C or SIGTERM: an exception in the middle of pika's work may get lost."""
-    os.write(1, b" [*] Goodbye\n")
-    os._exit(0)
+    try:
+        os.write(1, b" [*] Goodbye\n")
+    finally:
+        os._exit(0)  # whether anybody reads that or not
 
 
 def main() -> None:
@@ -67,7 +71,7 @@ def main() -> None:
     alarm.start()
     signal.signal(signal.SIGINT, goodbye)
     signal.signal(signal.SIGTERM, goodbye)
-    try:
+    try:  # pika reads options as Python literals, and files that they name
         pika.URLParameters(RABBITMQ_URL).host.encode("idna")
     except (ValueError, TypeError, LookupError, SyntaxError, OSError) as error:
         why = type(error).__name__  # and not the text, which may quote the password
@@ -77,9 +81,9 @@ def main() -> None:
     except BrokenPipeError:  # whoever read what this prints has ended, as in `... | head -1`
         os._exit(0)  # and no last flush, which would fail again
     except CONNECTION_ERRORS as error:
-        sys.exit(f" [!] No connection: {error!r}. Does RabbitMQ run? See RABBITMQ_URL and its log.")
-    except AMQPError as error:
-        sys.exit(f" [!] Refused: {error!r}. Mend what that names, then start again.")
+        sys.exit(f" [!] No connection: {error!r}. Is RabbitMQ up? See RABBITMQ_URL and its log.")
+    except (AMQPError, UnicodeEncodeError) as error:
+        sys.exit(f" [!] Refused: {error!r}. Fix what that names, then start again.")
 
 
 if __name__ == "__main__":

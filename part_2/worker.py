@@ -47,6 +47,8 @@ def on_message(
     connection_lock.release()  # while we work, the connection is keep_heartbeats' to use
     try:
         work(body)
+    except Exception as error:  # which is not to be taken for one of the connection
+        raise RuntimeError(f"the task failed: {error!r}") from error
     finally:
         connection_lock.acquire()
     print(" [x] Done", flush=True)
@@ -73,6 +75,7 @@ def consume(connection: pika.BlockingConnection) -> None:
     threading.Thread(target=keep_heartbeats, args=[connection], daemon=True).start()
     print(" [*] Waiting for tasks. To exit press CTRL+C", flush=True)
     channel.start_consuming()
+    raise ChannelWrongStateError("somebody has deleted the queue")  # else it would not return
 
 
 def serve() -> None:
@@ -94,8 +97,10 @@ def serve() -> None:
 
 def goodbye(*_: object) -> None:
     """End at once, on Ctrl+C or SIGTERM: an exception in the middle of pika's work may get lost."""
-    os.write(1, b" [*] Goodbye\n")
-    os._exit(0)
+    try:
+        os.write(1, b" [*] Goodbye\n")
+    finally:
+        os._exit(0)  # whether anybody reads that or not
 
 
 def main() -> None:
@@ -104,7 +109,7 @@ def main() -> None:
     parser.parse_args()
     signal.signal(signal.SIGINT, goodbye)
     signal.signal(signal.SIGTERM, goodbye)
-    try:
+    try:  # pika reads options as Python literals, and files that they name
         pika.URLParameters(RABBITMQ_URL).host.encode("idna")
     except (ValueError, TypeError, LookupError, SyntaxError, OSError) as error:
         why = type(error).__name__  # and not the text, which may quote the password
@@ -114,9 +119,9 @@ def main() -> None:
     except BrokenPipeError:  # whoever read what this prints has ended, as in `... | head -1`
         os._exit(0)  # and no last flush, which would fail again
     except CONNECTION_ERRORS as error:
-        sys.exit(f" [!] No connection: {error!r}. Does RabbitMQ run? See RABBITMQ_URL and its log.")
-    except AMQPError as error:
-        sys.exit(f" [!] Refused: {error!r}. Mend what that names, then start again.")
+        sys.exit(f" [!] No connection: {error!r}. Is RabbitMQ up? See RABBITMQ_URL and its log.")
+    except (AMQPError, UnicodeEncodeError) as error:
+        sys.exit(f" [!] Refused: {error!r}. Fix what that names, then start again.")
 
 
 if __name__ == "__main__":

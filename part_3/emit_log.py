@@ -33,15 +33,17 @@ def emit(message: str) -> None:
     parameters.blocked_connection_timeout = parameters.blocked_connection_timeout or 30  # seconds
     with pika.BlockingConnection(parameters) as connection, connection.channel() as channel:
         channel.exchange_declare(exchange=EXCHANGE, exchange_type="fanout")
-        channel.basic_publish(exchange=EXCHANGE, routing_key="", body=os.fsencode(message))
+        channel.basic_publish(exchange=EXCHANGE, routing_key="", body=message.encode())
     # Both were closed in order: RabbitMQ has read all that was sent, and refused none of it.
     print(f" [x] Sent {message!r}", flush=True)
 
 
 def goodbye(*_: object) -> None:
     """End at once, on Ctrl+C or SIGTERM: an exception in the middle of pika's work may get lost."""
-    os.write(1, b" [*] Goodbye\n")
-    os._exit(0)
+    try:
+        os.write(1, b" [*] Goodbye\n")
+    finally:
+        os._exit(0)  # whether anybody reads that or not
 
 
 def main() -> None:
@@ -51,7 +53,7 @@ def main() -> None:
     arguments = parser.parse_args()
     signal.signal(signal.SIGINT, goodbye)
     signal.signal(signal.SIGTERM, goodbye)
-    try:
+    try:  # pika reads options as Python literals, and files that they name
         pika.URLParameters(RABBITMQ_URL).host.encode("idna")
     except (ValueError, TypeError, LookupError, SyntaxError, OSError) as error:
         why = type(error).__name__  # and not the text, which may quote the password
@@ -61,9 +63,9 @@ def main() -> None:
     except BrokenPipeError:  # whoever read what this prints has ended, as in `... | head -1`
         os._exit(0)  # and no last flush, which would fail again
     except CONNECTION_ERRORS as error:
-        sys.exit(f" [!] No connection: {error!r}. Does RabbitMQ run? See RABBITMQ_URL and its log.")
-    except AMQPError as error:
-        sys.exit(f" [!] Refused: {error!r}. Mend what that names, then start again.")
+        sys.exit(f" [!] No connection: {error!r}. Is RabbitMQ up? See RABBITMQ_URL and its log.")
+    except (AMQPError, UnicodeEncodeError) as error:
+        sys.exit(f" [!] Refused: {error!r}. Fix what that names, then start again.")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from argparse import ArgumentParser, RawTextHelpFormatter
 import pika
 from pika.adapters.blocking_connection import BlockingChannel
 from pika.adapters.utils.connection_workflow import AMQPConnectorException
-from pika.exceptions import AMQPConnectionError, AMQPError, ConsumerCancelled
+from pika.exceptions import AMQPConnectionError, AMQPError, ChannelWrongStateError
 from pika.spec import Basic, BasicProperties
 
 RABBITMQ_URL = os.environ.get("RABBITMQ_URL") or "amqp://guest:guest@localhost:5672/%2F"
@@ -47,13 +47,15 @@ def receive() -> None:
         channel.basic_consume(queue=queue, on_message_callback=on_message, auto_ack=True)
         print(" [*] Waiting for logs. To exit press CTRL+C", flush=True)
         channel.start_consuming()
-        raise ConsumerCancelled  # start_consuming returns only when somebody deleted the queue
+        raise ChannelWrongStateError("somebody has deleted the queue")  # else it would not return
 
 
 def goodbye(*_: object) -> None:
     """End at once, on Ctrl+C or SIGTERM: an exception in the middle of pika's work may get lost."""
-    os.write(1, b" [*] Goodbye\n")
-    os._exit(0)
+    try:
+        os.write(1, b" [*] Goodbye\n")
+    finally:
+        os._exit(0)  # whether anybody reads that or not
 
 
 def main() -> None:
@@ -62,7 +64,7 @@ def main() -> None:
     parser.parse_args()
     signal.signal(signal.SIGINT, goodbye)
     signal.signal(signal.SIGTERM, goodbye)
-    try:
+    try:  # pika reads options as Python literals, and files that they name
         pika.URLParameters(RABBITMQ_URL).host.encode("idna")
     except (ValueError, TypeError, LookupError, SyntaxError, OSError) as error:
         why = type(error).__name__  # and not the text, which may quote the password
@@ -72,9 +74,9 @@ def main() -> None:
     except BrokenPipeError:  # whoever read what this prints has ended, as in `... | head -1`
         os._exit(0)  # and no last flush, which would fail again
     except CONNECTION_ERRORS as error:
-        sys.exit(f" [!] No connection: {error!r}. Does RabbitMQ run? See RABBITMQ_URL and its log.")
-    except AMQPError as error:
-        sys.exit(f" [!] Refused: {error!r}. Mend what that names, then start again.")
+        sys.exit(f" [!] No connection: {error!r}. Is RabbitMQ up? See RABBITMQ_URL and its log.")
+    except (AMQPError, UnicodeEncodeError) as error:
+        sys.exit(f" [!] Refused: {error!r}. Fix what that names, then start again.")
 
 
 if __name__ == "__main__":

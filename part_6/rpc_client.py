@@ -22,6 +22,7 @@ import socket
 import ssl
 import sys
 import time
+import uuid
 from argparse import ArgumentParser, RawTextHelpFormatter
 from dataclasses import dataclass
 from typing import Self
@@ -29,7 +30,7 @@ from typing import Self
 import pika
 from pika.adapters.blocking_connection import BlockingChannel
 from pika.adapters.utils.connection_workflow import AMQPConnectorException
-from pika.exceptions import AMQPConnectionError, AMQPError
+from pika.exceptions import AMQPConnectionError, AMQPError, ChannelWrongStateError
 from pika.spec import Basic, BasicProperties
 
 RABBITMQ_URL = os.environ.get("RABBITMQ_URL") or "amqp://guest:guest@localhost:5672/%2F"
@@ -54,8 +55,8 @@ class FibonacciRpcClient:
     """A client of rpc_server.py, with one connection and one callback queue for all its calls.
 
     It is for one thread, and for a `with` statement. Beside what its methods document they raise
-    pika's errors, such as that of a lost connection. Nobody answers heartbeats between calls: who
-    calls seldom makes a client each time, or calls `connection.process_data_events()` meanwhile.
+    pika's errors, such as that of a lost connection. Nobody answers heartbeats between calls: for a
+    call now and then make a client each time, or call `connection.process_data_events()` meanwhile.
     """
 
     def __init__(self, url: str = RABBITMQ_URL) -> None:
@@ -63,8 +64,8 @@ class FibonacciRpcClient:
         # RabbitMQ blocks publishers while it is short of memory or disk: wait, not for ever.
         parameters.blocked_connection_timeout = parameters.blocked_connection_timeout or 30
         self.requests: dict[str, Request] = {}  # by correlation id
-        # Unique where they need to be: only the answers to our own requests come to our queue.
-        self.correlation_ids = map(str, itertools.count(1))
+        client_id = uuid.uuid4()  # so that an id is unique among those of all clients
+        self.correlation_ids = (f"{client_id}.{number}" for number in itertools.count(1))
         self.connection = pika.BlockingConnection(parameters)
         self.channel = self.connection.channel()
         self.channel.add_on_return_callback(callback=self.on_return)
@@ -113,10 +114,10 @@ class FibonacciRpcClient:
             while request.answer is None:
                 left = request.deadline - time.monotonic()
                 if left <= 0:
-                    raise TimeoutError(
-                        "no answer in time: does rpc_server.py run, is it busy, may this user send?"
-                    )
+                    raise TimeoutError("no answer in time: is rpc_server.py running, or busy?")
                 self.connection.process_data_events(time_limit=left)
+                if self.channel.is_closed:
+                    raise ChannelWrongStateError("a request was refused: RabbitMQ's log says why")
         finally:
             del self.requests[correlation_id]  # what comes for it from now on is late
         if isinstance(request.answer, RpcError):
@@ -151,8 +152,10 @@ def ask(numbers: list[int], timeout: float) -> None:
 
 def goodbye(*_: object) -> None:
     """End at once, on Ctrl+C or SIGTERM: an exception in the middle of pika's work may get lost."""
-    os.write(1, b" [*] Goodbye\n")
-    os._exit(0)
+    try:
+        os.write(1, b" [*] Goodbye\n")
+    finally:
+        os._exit(0)  # whether anybody reads that or not
 
 
 def main() -> None:
@@ -165,7 +168,7 @@ def main() -> None:
         parser.error("--timeout is a number of seconds over 0, and a day at the most")
     signal.signal(signal.SIGINT, goodbye)
     signal.signal(signal.SIGTERM, goodbye)
-    try:
+    try:  # pika reads options as Python literals, and files that they name
         pika.URLParameters(RABBITMQ_URL).host.encode("idna")
     except (ValueError, TypeError, LookupError, SyntaxError, OSError) as error:
         why = type(error).__name__  # and not the text, which may quote the password
@@ -175,11 +178,11 @@ def main() -> None:
     except BrokenPipeError:  # whoever read what this prints has ended, as in `... | head -1`
         os._exit(0)  # and no last flush, which would fail again
     except CONNECTION_ERRORS as error:
-        sys.exit(f" [!] No connection: {error!r}. Does RabbitMQ run? See RABBITMQ_URL and its log.")
+        sys.exit(f" [!] No connection: {error!r}. Is RabbitMQ up? See RABBITMQ_URL and its log.")
     except (RpcError, TimeoutError) as error:
         sys.exit(f" [!] {type(error).__name__}: {error}")
-    except AMQPError as error:
-        sys.exit(f" [!] Refused: {error!r}. Mend what that names, then start again.")
+    except (AMQPError, UnicodeEncodeError) as error:
+        sys.exit(f" [!] Refused: {error!r}. Fix what that names, then start again.")
 
 
 if __name__ == "__main__":

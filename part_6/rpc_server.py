@@ -50,21 +50,24 @@ def fib(n: int) -> int:
 
 def answer_to(request: bytes) -> tuple[str, str]:
     """Return the answer's type, "result" or "error", and its text."""
-    if not request.isdigit() or len(request) > len(str(LIMIT)) or int(request) > LIMIT:
+    n = int(request) if request.isdigit() and len(request) <= len(str(LIMIT)) else -1
+    if not 0 <= n <= LIMIT:
         shown = request[:20].decode(errors="replace")
         return "error", f"{shown!r} is not a whole number from 0 to {LIMIT}"
-    print(f" [.] fib({int(request)})", flush=True)
-    return "result", str(fib(int(request)))
+    return "result", str(fib(n))
 
 
 def on_request(
     channel: BlockingChannel, method: Basic.Deliver, properties: BasicProperties, body: bytes
 ) -> None:
     """Answer one request, and acknowledge it once it is answered."""
+    print(f" [.] fib({body[:20].decode(errors='replace')})", flush=True)
     if properties.reply_to:
         connection_lock.release()  # while we work, the connection is keep_heartbeats' to use
         try:
             kind, text = answer_to(body)
+        except Exception as error:  # which is not to be taken for one of the connection
+            raise RuntimeError(f"the request failed: {error!r}") from error
         finally:
             connection_lock.acquire()
         channel.basic_publish(
@@ -79,7 +82,7 @@ def on_request(
 
 
 def keep_heartbeats(connection: pika.BlockingConnection) -> None:
-    """Answer RabbitMQ's heartbeats during a task: without an answer it takes us for dead."""
+    """Answer RabbitMQ's heartbeats during a request: without an answer it takes us for dead."""
     with contextlib.suppress(AMQPError):  # the main thread meets the same error and deals with it
         while True:
             with connection_lock:
@@ -98,6 +101,7 @@ def consume(connection: pika.BlockingConnection) -> None:
     threading.Thread(target=keep_heartbeats, args=[connection], daemon=True).start()
     print(" [*] Waiting for requests. To exit press CTRL+C", flush=True)
     channel.start_consuming()
+    raise ChannelWrongStateError("somebody has deleted the queue")  # else it would not return
 
 
 def serve() -> None:
@@ -122,8 +126,10 @@ def serve() -> None:
 
 def goodbye(*_: object) -> None:
     """End at once, on Ctrl+C or SIGTERM: an exception in the middle of pika's work may get lost."""
-    os.write(1, b" [*] Goodbye\n")
-    os._exit(0)
+    try:
+        os.write(1, b" [*] Goodbye\n")
+    finally:
+        os._exit(0)  # whether anybody reads that or not
 
 
 def main() -> None:
@@ -132,7 +138,7 @@ def main() -> None:
     parser.parse_args()
     signal.signal(signal.SIGINT, goodbye)
     signal.signal(signal.SIGTERM, goodbye)
-    try:
+    try:  # pika reads options as Python literals, and files that they name
         pika.URLParameters(RABBITMQ_URL).host.encode("idna")
     except (ValueError, TypeError, LookupError, SyntaxError, OSError) as error:
         why = type(error).__name__  # and not the text, which may quote the password
@@ -142,9 +148,9 @@ def main() -> None:
     except BrokenPipeError:  # whoever read what this prints has ended, as in `... | head -1`
         os._exit(0)  # and no last flush, which would fail again
     except CONNECTION_ERRORS as error:
-        sys.exit(f" [!] No connection: {error!r}. Does RabbitMQ run? See RABBITMQ_URL and its log.")
-    except AMQPError as error:
-        sys.exit(f" [!] Refused: {error!r}. Mend what that names, then start again.")
+        sys.exit(f" [!] No connection: {error!r}. Is RabbitMQ up? See RABBITMQ_URL and its log.")
+    except (AMQPError, UnicodeEncodeError) as error:
+        sys.exit(f" [!] Refused: {error!r}. Fix what that names, then start again.")
 
 
 if __name__ == "__main__":

@@ -102,7 +102,7 @@ MUTANTS = (
     Mutant(
         "receiver: end of the queue ignored",
         "somebody deletes the queue, and it ends as if all were well",
-        ((RECEIVER, "raise ConsumerCancelled", "return"),),
+        ((RECEIVER, 'raise ChannelWrongStateError("somebody has deleted the queue")', "return"),),
     ),
     Mutant(
         "sender: blocked_connection_timeout not used",
@@ -134,6 +134,17 @@ MUTANTS = (
                 WORKER,
                 "on_message_callback=on_message",
                 "on_message_callback=on_message, auto_ack=True",
+            ),
+        ),
+    ),
+    Mutant(
+        "worker: the task's error taken for the connection's",
+        "it connects again, and does the task again, for ever",
+        (
+            (
+                WORKER,
+                "    except Exception as error:",
+                "    except ZeroDivisionError as error:",
             ),
         ),
     ),
@@ -273,9 +284,9 @@ MUTANTS = (
         ((TOPIC, "routing_key=binding_key", 'routing_key="#"'),),
     ),
     Mutant(
-        "emit_log_topic: message has to be UTF-8",
+        "emit_log_topic: message taken for text",
         "any other ends it with a traceback",
-        ((EMIT_TOPIC, "os.fsencode(message)", "message.encode()"),),
+        ((EMIT_TOPIC, "(AMQPError, UnicodeEncodeError)", "AMQPError"),),
     ),
     # Part VI
     Mutant(

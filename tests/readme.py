@@ -35,7 +35,8 @@ def transcript(scene: str) -> str:
     with contextlib.redirect_stdout(sys.stderr):  # what is printed is not for the page
         shown = tour.play(getattr(tour, scene), _broker())
     return "".join(
-        _fence("console", "\n".join([f"# terminal {terminal}", *lines]))
+        # A terminal shows Ctrl+C without a new line.
+        _fence("console", "\n".join([f"# terminal {terminal}", *lines]).replace("^C\n", "^C"))
         for terminal, lines in sorted(shown.items())
     )
 

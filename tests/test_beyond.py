@@ -5,16 +5,14 @@ import re
 import shlex
 import signal
 import sys
-import threading
 from pathlib import Path
 
-import pika
 import pytest
 from pika.adapters.blocking_connection import BlockingChannel
 from pika.exceptions import ChannelClosedByBroker
 from pika.spec import Basic, BasicProperties
 
-from part_2.worker import connection_lock, goodbye, keep_heartbeats, work
+from part_2.worker import connection_lock, goodbye, work
 from tests.broker import Broker, wait_until
 from tests.conftest import Run, Variant
 from tests.readme import definition
@@ -104,8 +102,10 @@ def on_message(
     connection_lock.release()  # while we work, the connection is keep_heartbeats' to use
     try:
         work(body)
-    except ValueError as error:
+    except ValueError as error:  # which it would raise again
         wrong = error
+    except Exception as error:  # which is not to be taken for one of the connection
+        raise RuntimeError(f"the task failed: {error!r}") from error
     finally:
         connection_lock.acquire()
     if wrong:
@@ -146,55 +146,63 @@ def test_a_rejected_task_is_discarded_or_kept_in_a_queue_for_it(
     assert own_broker.ready(QUEUE) == 0
 
 
-def consume(connection: pika.BlockingConnection) -> None:
-    """Pass each task of the queue to on_message, until SIGTERM or the connection's end."""
-
-    def finish(*_: object) -> None:
-        if connection.is_open:
-            connection.add_callback_threadsafe(sys.exit)
-        else:
+def finish_first(
+    channel: BlockingChannel, method: Basic.Deliver, properties: BasicProperties, body: bytes
+) -> None:
+    """Do one task; a SIGTERM that comes meanwhile has to wait until it is acknowledged."""
+    told: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
+    try:
+        on_message(channel, method, properties, body)
+    finally:
+        signal.signal(signal.SIGTERM, goodbye)
+        if told:
             goodbye()
-
-    channel = connection.channel()
-    channel.queue_declare(queue=QUEUE, durable=True)
-    channel.basic_qos(prefetch_count=1)  # no next task before this one is acknowledged
-    channel.basic_consume(queue=QUEUE, on_message_callback=on_message)
-    threading.Thread(target=keep_heartbeats, args=[connection], daemon=True).start()
-    signal.signal(signal.SIGTERM, finish)
-    print(" [*] Waiting for tasks. To exit press CTRL+C", flush=True)
-    channel.start_consuming()
 
 
 @pytest.mark.claim("beyond-finish")
 def test_a_worker_finishes_its_task_first(
     run: Run, own_broker: Broker, variant: Variant, tmp_path: Path
 ) -> None:
-    plain = definition((REPOSITORY / WORKER).read_text(encoding="utf-8"), "consume")
-    finishing = (plain, inspect.getsource(consume).rstrip())
-    # Tasks last until they are told, and for a round of keep_heartbeats from then on.
+    consume, callback = "def consume(", "on_message_callback=on_message"
+    edits = [
+        (consume, f"{inspect.getsource(finish_first)}\n\n{consume}"),
+        (callback, "on_message_callback=finish_first"),
+    ]
+    # Each task lasts until it is told that it is done.
     told = tmp_path / "told"
     until_told = f"    while not os.path.exists({str(told)!r}):\n        time.sleep(0.05)"
-    script = variant(WORKER, finishing, (WORK, f"{until_told}\n    time.sleep(1.2)"))
-    working = run(script).expect_ready()
+    script = variant(WORKER, *edits, (WORK, until_told))
+    working, waiting = run(script).expect_ready(), run(script)
     with own_broker.channel() as channel:
         send(channel, "current", "next")
     working.expect("Received 'current'").terminate()
+    waiting.expect("Received 'next'").ctrl_c()
+    assert waiting.wait() == 0  # Ctrl+C does not wait
     told.touch()
     assert working.wait() == 0
     assert working.messages == ["Received 'current'", "Done"]
     assert working.error == []
     assert own_broker.ready(QUEUE) == 1
 
-    patient = run(variant(WORKER, finishing, ("pause = 1 ", "pause = 60 "))).expect("Done")
-    assert received(patient) == ["next"]
+    waiting = run(script).expect("Done")
+    assert received(waiting) == ["next"]
     own_broker.wait_for_acknowledgements(QUEUE)
-    waiting = run(script).expect_ready()
     waiting.terminate()
     assert waiting.wait() == 0
-    assert waiting.error == []
+    assert own_broker.ready(QUEUE) == 0
+
+    # Nor is the order forgotten when the connection is lost meanwhile.
+    told.unlink()
+    with own_broker.channel() as channel:
+        send(channel, "current")
+    cut_off = run(script).expect("Received 'current'")
+    cut_off.terminate()
     own_broker.ctl("close_all_connections", "a test")
-    patient.expect("Trying again in 60 s").terminate()
-    assert patient.wait() == 0
+    told.touch()
+    assert cut_off.wait() == 0
+    assert cut_off.messages[-1] == "Done"
+    assert own_broker.ready(QUEUE) == 1
 
 
 @pytest.mark.claim("beyond-consumer-timeout")

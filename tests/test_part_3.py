@@ -1,6 +1,5 @@
 """Publish/Subscribe: the statements of Part III, in the order in which the text makes them."""
 
-import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -99,7 +98,7 @@ def test_a_headers_exchange_goes_by_the_values_of_headers(channel: BlockingChann
     assert bodies(channel, any_of) == ["both", "both and more", "one", "one and another"]
 
 
-@pytest.mark.claim("III-no-queue-discards")
+@pytest.mark.claim("III-no-queue-discards", "III-discard-confirmed")
 def test_with_no_queue_bound_a_message_is_discarded(run: Run, channel: BlockingChannel) -> None:
     emitter = run(EMIT, "unheard")
     assert emitter.wait() == 0
@@ -179,7 +178,10 @@ def test_the_ready_line_is_true(run: Run, channel: BlockingChannel, variant: Var
         variant(
             RECEIVE,
             ('    print(f" [x]', '    channel.stop_consuming()\n    print(f" [x]'),
-            ("        raise ConsumerCancelled", "        return"),
+            (
+                '        raise ChannelWrongStateError("somebody has deleted the queue")',
+                "        return",
+            ),
             ("        receive()\n", "        [receive() for _ in range(50)]\n"),
         )
     )
@@ -226,17 +228,13 @@ def test_logs_go_to_a_file_and_to_the_screen_at_once(
     [
         [""],
         ["naïve ☃", "\x1b[31m", "'\"\n", "$HOME"],
-        [os.fsdecode(b"\xff\xfe")],
         ["x" * 100_000] * 10,
     ],
-    ids=["empty", "odd characters", "not UTF-8", "a megabyte"],
+    ids=["empty", "odd characters", "a megabyte"],
 )
 def test_a_message_may_be_anything(run: Run, words: list[str]) -> None:
     receiver = run(RECEIVE).expect_ready()
     assert run(EMIT, *words).wait() == 0
     assert run(EMIT, "end").wait() == 0
     receiver.expect("'end'")
-    assert receiver.messages == [
-        repr(os.fsencode(" ".join(words)).decode(errors="replace")),
-        "'end'",
-    ]
+    assert receiver.messages == [repr(" ".join(words)), "'end'"]
