@@ -18,7 +18,7 @@ demo: setup
 	@.venv/bin/python -m tests.tour
 
 test: setup
-	@.venv/bin/python -m pytest -p no:rerunfailures --numprocesses=auto --dist=worksteal $(ARGS)
+	@.venv/bin/python -m pytest -p no:rerunfailures --numprocesses=auto --maxschedchunk=1 $(ARGS)
 
 mutants: setup
 	@.venv/bin/python -m tests.mutants $(ARGS)
@@ -39,18 +39,18 @@ load: setup
 	@.venv/bin/python -m tests.load $(ARGS)
 
 check:
-	@./setup.sh bench
-	@.venv/bin/ruff check
-	@.venv/bin/ruff format --check
-	@.venv/bin/mypy
-	@.venv/bin/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/tests.yml
-	@.venv/bin/check-jsonschema --quiet --builtin-schema vendor.compose-spec docker-compose.yml
+	@./setup.sh check
+	@.venv/bin/python -m ruff check
+	@.venv/bin/python -m ruff format --check
+	@.venv/bin/python -m mypy
+	@.venv/bin/python -m check_jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/tests.yml
+	@.venv/bin/python -m check_jsonschema --quiet --builtin-schema vendor.compose-spec docker-compose.yml
 
 check-readme: setup
-	@.venv/bin/cog --check --diff -I . README.md
+	@.venv/bin/python -m cogapp --check --diff -I . README.md
 
 readme: setup
-	@.venv/bin/cog -r -I . README.md
+	@.venv/bin/python -m cogapp -r -I . README.md
 
 pictures:
 	@./setup.sh pictures

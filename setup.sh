@@ -2,7 +2,7 @@
 # Set up what `make demo` and `make test` need: the virtual environment with its packages, and a
 # RabbitMQ where none can be had otherwise. What is there already is left alone.
 #
-#     ./setup.sh [bench|cluster|pictures|screenshot]
+#     ./setup.sh [bench|check|cluster|pictures|screenshot]
 #
 # adds what the make target of that name needs.
 set -eu
@@ -36,7 +36,19 @@ install_package() {
 # Install the packages of a dependency group of pyproject.toml.
 install_group() {
     .venv/bin/python -m pip install -qq --disable-pip-version-check --group "$1"
-    touch ".venv/ready-$1"
+}
+
+# Ask a module of the tests ($1) whether it finds what it needs. Where it does not, install the package
+# ($2, $3) and ask again; or leave it to the person, who named something else ($4) that cannot be used.
+need() {
+    code=0
+    .venv/bin/python -m "$1" >.setup.log 2>&1 || code=$?
+    if [ "$code" -eq 3 ] && [ -z "$4" ]; then
+        install_package "$2" "$3"
+        code=0
+        .venv/bin/python -m "$1" >.setup.log 2>&1 || code=$?
+    fi
+    [ "$code" -eq 0 ] || fail "$(tail -n 1 .setup.log)"
 }
 
 if [ ! -e .venv/ready-dev ] || [ -n "$(find pyproject.toml -newer .venv/ready-dev)" ]; then
@@ -53,24 +65,20 @@ if [ ! -e .venv/ready-dev ] || [ -n "$(find pyproject.toml -newer .venv/ready-de
     # So that uv runs a bare script without the network, too.
     UV_CACHE_DIR=.venv/uv .venv/bin/uv run --quiet --python .venv/bin/python \
         part_1/sender.py --help >/dev/null
-fi
-
-if ! .venv/bin/python -m tests.broker >.setup.log 2>&1; then
-    # A broker that was named and cannot be used is for the person to mend.
-    [ -z "${RABBITMQ_URL:-}${RABBITMQ_SERVER:-}" ] || fail "$(tail -n 1 .setup.log)"
-    install_package rabbitmq-server rabbitmq
-    .venv/bin/python -m tests.broker >.setup.log 2>&1 || fail "$(tail -n 1 .setup.log)"
+    touch .venv/ready-dev
 fi
 
 case ${1:-} in
-bench)
-    [ -e .venv/ready-bench ] || install_group bench
+check | pictures) ;; # which need no broker
+*) need tests.broker rabbitmq-server rabbitmq "${RABBITMQ_URL:-}${RABBITMQ_SERVER:-}" ;;
+esac
+
+case ${1:-} in
+bench | check)
+    [ -e .venv/ready-bench ] || { install_group bench && touch .venv/ready-bench; }
     ;;
 cluster)
-    if ! .venv/bin/python -m tests.cluster >.setup.log 2>&1; then
-        install_package haproxy haproxy
-        .venv/bin/python -m tests.cluster >.setup.log 2>&1 || fail "$(tail -n 1 .setup.log)"
-    fi
+    need tests.cluster haproxy haproxy ""
     ;;
 pictures)
     command -v dot >/dev/null || install_package graphviz graphviz
@@ -80,6 +88,6 @@ pictures)
 screenshot)
     # Debian's driver brings the browser with it.
     command -v chromedriver >/dev/null || install_package chromium-driver chromedriver
-    [ -e .venv/ready-screenshot ] || install_group screenshot
+    [ -e .venv/ready-screenshot ] || { install_group screenshot && touch .venv/ready-screenshot; }
     ;;
 esac

@@ -104,6 +104,7 @@ class Programs(contextlib.ExitStack):
         self._keep = keep
         self.started: list[Terminal] = []
         self.printed: list[tuple[float, Terminal, str]] = []
+        self.push(self._show_what_failed)
 
     def start(self, *command: str) -> Terminal:
         """Start a program."""
@@ -128,6 +129,12 @@ class Programs(contextlib.ExitStack):
             return seen[:times] if len(seen) >= times else []
 
         return wait_until(found, f"{times} lines with {text!r}", seconds=60)[-1]
+
+    def _show_what_failed(self, _: object, error: object, __: object) -> None:
+        """Show the last of what was printed, where a wait for it was in vain."""
+        if isinstance(error, AssertionError | TimeoutError):
+            for _, terminal, line in self.printed[-200:]:
+                print(f"terminal {terminal.name}  {line}")
 
     def _echo(self, terminal: Terminal, line: str) -> None:
         self.printed.append((time.perf_counter(), terminal, line))

@@ -1,12 +1,12 @@
 """Which broker a run gets, and how it is started, stopped, killed and looked into.
 
-`choose` takes the first that can be had of: the broker that RABBITMQ_URL names, a container of the
+`prepare` takes the first that can be had of: the broker that RABBITMQ_URL names, a container of the
 image RABBITMQ_IMAGE (default: rabbitmq:3.13-management), and a private node of an installed
 RabbitMQ, whose server RABBITMQ_SERVER may name.
 
     python -m tests.broker
 
-says which one that is, and ends with 1 where there is none.
+says which one that is, and ends with 3 where there is none.
 """
 
 import argparse
@@ -65,6 +65,11 @@ SERVER_PROGRAMS = (
 # Where the certificate files of a run's own broker are inside a container.
 CONTAINER_TLS = "/etc/rabbitmq/tls"
 
+# RabbitMQ 4.3 refuses the queue of Part I by default; earlier versions do not know the setting, or
+# permit it anyway. An advanced.config may name what a version does not know, a rabbitmq.conf not.
+PERMITTED = "#{transient_nonexcl_queues => true}"
+ADVANCED_CONFIG = f"[{{rabbit, [{{permit_deprecated_features, {PERMITTED}}}]}}].\n"
+
 T = TypeVar("T")
 
 
@@ -91,8 +96,13 @@ def wait_until(
 def free_ports(number: int) -> list[int]:
     """Return so many free ports, none of which the system will give to an outgoing connection."""
     ports: list[int] = []
+    # Processes that run tests side by side must not choose the same before either listens on it.
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    mine = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     while len(ports) < number:
-        ports.append(port_for.select_random(exclude_ports=ports))
+        port = port_for.select_random(exclude_ports=ports)
+        if port % processes == mine:
+            ports.append(port)
     return ports
 
 
@@ -224,6 +234,13 @@ class Broker(ABC):
         with self.channel() as channel:
             return int(channel.queue_declare(queue=queue, passive=True).method.message_count)
 
+    def wait_for_ready(self, queue: str, number: int) -> None:
+        """Wait until so many messages of the queue wait for a consumer.
+
+        What a consumer had got is ready again once the broker sees that its connection is closed.
+        """
+        wait_until(lambda: self.ready(queue) == number, f"{number} messages ready in {queue}")
+
     def consumers(self, queue: str) -> int:
         """Return how many consumers the queue has, as of now."""
         with self.channel() as channel:
@@ -327,7 +344,7 @@ class NamedBroker(Broker):
         except (AMQPConnectionError, AMQPConnectorException, OSError, ValueError) as error:
             raise NoBrokerError(
                 f"{self.description} cannot be used: {type(error).__name__}. Unset RABBITMQ_URL"
-                f" for another one"
+                " for another one"
             ) from error
         if present:
             raise NoBrokerError(
@@ -346,6 +363,7 @@ class NamedBroker(Broker):
             except ChannelClosedByBroker as error:
                 if error.reply_code == 404:  # NOT_FOUND, the answer that is hoped for
                     continue
+                raise NoBrokerError(f"{self.description} refuses: {error.reply_text}") from error
             yield f"the {what} {name!r}"
 
     @property
@@ -360,6 +378,13 @@ class NamedBroker(Broker):
         login = f"{parts.username}:{parts.password}@" if parts.username else "guest:guest@"
         default = f"http://{login}{parts.hostname}:15672"
         return os.environ.get("RABBITMQ_MANAGEMENT_URL") or default
+
+    @property
+    def has_management(self) -> bool:
+        """Whether the management API answers, and is this broker's and not another one's."""
+        with self.channel() as channel:
+            queue = channel.queue_declare(queue="", exclusive=True).method.queue
+            return super().has_management and queue in self.queues()
 
     def start(self) -> None:
         """Refuse: it is somebody's."""
@@ -392,21 +417,26 @@ class Container(Broker):
         """
         engine = get_image(image)
         self.description = f"a container of {image}"
-        self._container = RabbitMqContainer(image)
+        # By default it takes these from environment variables, which may be somebody's.
+        self._container = RabbitMqContainer(image, 5672, "guest", "guest", "/")
         # Ports that Docker chooses change when a container restarts; a worker could not come back.
         self._published = dict(zip((5671, 5672, 15672), free_ports(3), strict=True))
         for port, published in self._published.items():
             self._container.with_bind_ports(port, published)
         # From inside a container another one is reached at the gateway of their network, which
         # Docker gives the first address.
-        networks = engine.networks.get("bridge").attrs["IPAM"]["Config"]
-        tls = tls_files("localhost", *(str(ip_network(each["Subnet"])[1]) for each in networks))
+        networks = engine.networks.list(names=["bridge"])
+        subnets = [each["Subnet"] for one in networks for each in one.attrs["IPAM"]["Config"]]
+        tls = tls_files("localhost", *(str(ip_network(subnet)[1]) for subnet in subnets))
         self.authority = tls["authority.pem"]
         for name, content in tls.items():
             self._container.with_copy_into_container(content, f"{CONTAINER_TLS}/{name}")
         settings = "listeners.ssl.default = 5671\n" + settings_for_tests(CONTAINER_TLS)
         self._container.with_copy_into_container(
             settings.encode(), "/etc/rabbitmq/conf.d/90-tests.conf"
+        )
+        self._container.with_copy_into_container(
+            ADVANCED_CONFIG.encode(), "/etc/rabbitmq/advanced.config"
         )
         self._created = False
 
@@ -495,7 +525,7 @@ class Node(Broker):
             (home / ".erlang.cookie").write_text(cookie)
             (home / ".erlang.cookie").chmod(0o400)
         (home / "conf.d").mkdir()
-        (home / "advanced.config").write_text("[].\n")
+        (home / "advanced.config").write_text(ADVANCED_CONFIG)
         (home / "enabled_plugins").write_text("[rabbitmq_management].\n")
         (home / "rabbitmq.conf").write_text(
             f"listeners.tcp.local = 127.0.0.1:{self._port}\n"
@@ -505,8 +535,7 @@ class Node(Broker):
             f"{settings_for_tests(str(home))}"
         )
         self._stderr = (home / "stderr.log").open("w+")
-        # Whatever the machine's own settings say, in /etc/rabbitmq or in the environment, is not
-        # for this node: https://www.rabbitmq.com/docs/configure#supported-environment-variables
+        # What the machine's own settings in /etc/rabbitmq say is not for this node: https://www.rabbitmq.com/docs/configure#supported-environment-variables
         self._environment = {
             "HOME": str(home),  # where Erlang looks for the cookie, or makes one
             "ERL_EPMD_ADDRESS": "127.0.0.1",
@@ -687,14 +716,15 @@ def running(kind: str, say: Callable[[str], None]) -> Iterator[Broker]:
 
 
 def main() -> None:
-    """Say which broker a run would get, and get its image; exit with 1 where there is none."""
+    """Say which broker a run would get, and get its image; exit with 3 where there is none."""
     argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args()
     try:
         print(prepare("auto", print).description)
     except NoBrokerError as error:
-        sys.exit(f"{error}")
+        print(error, file=sys.stderr)
+        sys.exit(3)  # and not with 1, as after an error of another kind
 
 
 if __name__ == "__main__":

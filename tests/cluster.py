@@ -323,14 +323,15 @@ def running_cluster(kind: str, say: Callable[[str], None]) -> Iterator[Cluster]:
 
 
 def main() -> None:
-    """Say that a cluster can be had, and get its images; exit with 1 where there is none."""
+    """Say that a cluster can be had, and get its images; exit with 3 where there is none."""
     argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args()
     try:
         prepare("auto", print)
     except NoBrokerError as error:
-        sys.exit(f"{error}")
+        print(error, file=sys.stderr)
+        sys.exit(3)
     print("three nodes can be had")
 
 

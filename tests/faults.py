@@ -387,7 +387,7 @@ class Trial:
                 self._through += 1
 
     def _program(self, command: tuple[str, ...]) -> Ended:
-        calm, outages = self._broker_runs.is_set(), self._outages
+        outages, calm = self._outages, self._broker_runs.is_set()  # in this order, as they change
         terminal = self._programs.start(*command)
         if command[0] == CLIENT:
             self._asking.add(terminal)

@@ -76,4 +76,7 @@ def _broker() -> Broker:
     # One for the whole page, discarded when cog has done the last of it.
     stack = contextlib.ExitStack()
     atexit.register(stack.close)
-    return stack.enter_context(running("auto", functools.partial(print, file=sys.stderr)))
+    broker = stack.enter_context(running("auto", functools.partial(print, file=sys.stderr)))
+    if not broker.owned:
+        sys.exit("the transcripts stop their broker: unset RABBITMQ_URL")
+    return broker

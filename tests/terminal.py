@@ -64,7 +64,13 @@ class Terminal:
     """
 
     def __init__(
-        self, name: str, url: str, echo: Echo, *command: str, keep: Callable[[str], str] = str
+        self,
+        name: str,
+        url: str,
+        echo: Echo,
+        *command: str,
+        keep: Callable[[str], str] = str,
+        merge: bool = False,
     ) -> None:
         """Start `command`, a script's path from the repository on and its arguments.
 
@@ -74,6 +80,7 @@ class Terminal:
             echo: Is called with this terminal and each line, as it is printed.
             command: Such as "part_2/new_task.py", "First task.".
             keep: What is kept, and echoed, of each line that it prints.
+            merge: Whether its errors come with its output, in the order in which both are printed.
         """
         self.name = name
         # Arguments need not be UTF-8, while this is for showing.
@@ -90,13 +97,14 @@ class Terminal:
             env=script_environment(url),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=subprocess.STDOUT if merge else subprocess.PIPE,
             encoding="utf-8",
             errors="backslashreplace",
         )
         self._readers = [
             threading.Thread(target=self._read, args=reader, daemon=True)
             for reader in ((self.process.stdout, self._out), (self.process.stderr, self._error))
+            if reader[0]
         ]
         for reader in self._readers:
             reader.start()

@@ -6,7 +6,7 @@ from tests.mutants import MUTANTS, Verdict, copy, files_for, first_failure, judg
 from tests.terminal import REPOSITORY
 
 # A suite in which only the last test looks at what a script does.
-CONFTEST = """
+PLUGIN = """
 import pytest
 
 def pytest_addoption(parser):
@@ -52,7 +52,8 @@ def test_what_runs_first() -> None:
 def test_only_a_test_that_ran_a_script_and_failed_counts(tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     copy(REPOSITORY, tree)
-    (tree / "tests" / "conftest.py").write_text(CONFTEST)
+    (tree / "tests" / "conftest.py").unlink()
+    (tree / "tests" / "plugin.py").write_text(PLUGIN)
     (tree / "tests" / "test_some.py").write_text(TESTS)
     verdict = judge(tree, "local", ["tests/test_some.py"])
     assert verdict == Verdict("tests/test_some.py::test_that_fails", "AssertionError: caught")

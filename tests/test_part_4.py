@@ -53,12 +53,6 @@ def test_a_receiver_gets_the_severities_that_it_asked_for(run: Run) -> None:
     ]
 
 
-def test_a_receiver_wants_a_severity(run: Run) -> None:
-    receiver = run(RECEIVE)
-    assert receiver.wait() == 2
-    assert receiver.error[0].startswith("usage: ")
-
-
 def test_no_argument_of_the_emitter_is_dropped(run: Run) -> None:
     receiver = run(RECEIVE, "info", "error").expect_ready()
     for arguments in (["error"], [], ["error", ""], ["info", "two", "words"]):

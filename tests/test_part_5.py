@@ -75,12 +75,6 @@ def test_without_wildcards_a_topic_exchange_is_like_a_direct_one(
     assert keys_until(receiver, "end") == ["quick.orange"]
 
 
-def test_a_receiver_wants_a_pattern(run: Run) -> None:
-    receiver = run(RECEIVE)
-    assert receiver.wait() == 2
-    assert receiver.error[0].startswith("usage: ")
-
-
 def test_by_source_and_severity_at_once(run: Run) -> None:
     receiver = run(RECEIVE, "kern.*", "*.critical").expect_ready()
     for key in ("cron.warning", "kern.critical", "cron.critical"):

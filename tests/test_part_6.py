@@ -1,8 +1,6 @@
 """RPC: the statements of Part VI, in the order in which the text makes them."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 from pika import BasicProperties
@@ -24,11 +22,9 @@ def slow(variant: Variant, seconds: float) -> str:
     return variant(SERVER, (COMPUTE, f"    time.sleep({seconds})\n{COMPUTE}"))
 
 
-@contextmanager
-def client_of(broker: Broker) -> Iterator[FibonacciRpcClient]:
-    """Yield the tutorial's client, as another program uses it."""
-    with FibonacciRpcClient(broker.url) as client:
-        yield client
+def client_of(broker: Broker) -> FibonacciRpcClient:
+    """Return the tutorial's client, as another program uses it."""
+    return FibonacciRpcClient(broker.url)
 
 
 def take(channel: BlockingChannel, queue: str) -> tuple[BasicProperties, bytes]:
@@ -154,7 +150,7 @@ def test_a_server_killed_in_a_request_loses_nothing(
 
 @pytest.mark.claim("VI-scale")
 def test_two_servers_share_the_load(run: Run, broker: Broker, variant: Variant) -> None:
-    heavy_and_light = "    time.sleep(2 if n == 30 else 0.05)\n"
+    heavy_and_light = "    time.sleep(4 if n == 30 else 0.1)\n"
     script = variant(SERVER, (COMPUTE, heavy_and_light + COMPUTE))
     servers = [run(script).expect_ready() for _ in range(2)]
 
@@ -166,7 +162,7 @@ def test_two_servers_share_the_load(run: Run, broker: Broker, variant: Variant) 
             client.result(correlation_id)
         wait_until(lambda: sum(done()) == 20, "a line for each request")
         shares = done()
-        assert min(shares) >= 8
+        assert min(shares) >= 7
 
         # Fairly is not blindly: while one is busy, the other gets all of the light requests.
         heavy, *light = [client.request(n) for n in (30, *range(1, 7))]

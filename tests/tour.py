@@ -40,7 +40,8 @@ class Stage:
 
     def type(self, terminal: int, *command: str) -> Terminal:
         """Type a command line in the terminal of that number."""
-        started = Terminal(str(terminal), self._broker.url, self._show, *command)
+        name, url = str(terminal), self._broker.url
+        started = Terminal(name, url, self._show, *command, merge=True)
         self._terminals.callback(started.wait)
         self._terminals.callback(started.process.kill)
         return started
