@@ -61,7 +61,8 @@ def on_request(
     channel: BlockingChannel, method: Basic.Deliver, properties: BasicProperties, body: bytes
 ) -> None:
     """Answer one request, and acknowledge it once it is answered."""
-    print(f" [.] fib({body[:20].decode(errors='replace')})", flush=True)
+    asked = repr(body[:20])[2:-1]  # with escapes, since it may be anything
+    print(f" [.] fib({asked})", flush=True)
     if properties.reply_to:
         connection_lock.release()  # while we work, the connection is keep_heartbeats' to use
         try:

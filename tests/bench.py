@@ -7,11 +7,9 @@ The variants of a measure run in turn, round after round, on the same broker. Wh
 ratio within a round, since machines are noisy: its median, and its spread.
 """
 
-import argparse
 import contextlib
 import os
 import platform
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,7 +22,7 @@ from pika.adapters.blocking_connection import BlockingChannel
 from pika.spec import BasicProperties
 
 from part_6.rpc_client import FibonacciRpcClient
-from tests.broker import KINDS, Broker, NoBrokerError, running, wait_until
+from tests.broker import Broker, NoBrokerError, parser_with_broker, running_by_hand, wait_until
 from tests.cluster import running_cluster
 from tests.plain.rpc_client import PlainRpcClient
 from tests.results import FILE, MEASURES, Results, Sample, Task
@@ -557,36 +555,28 @@ def main() -> None:
 
     from tests.charts import draw
 
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--broker", choices=KINDS, default="auto", help="as pytest's option")
+    parser = parser_with_broker(__doc__)
     parser.add_argument("--quick", action="store_true", help="coarser, and not for the README")
     arguments = parser.parse_args()
     size = QUICK if arguments.quick else FULL
     on_cluster = replace(size, seconds=size.seconds / 6)
     file = FILE.parent / "quick" / FILE.name if arguments.quick else FILE
-    try:
-        with (
-            running(arguments.broker, print) as broker,
-            tqdm(
-                total=size.seconds + on_cluster.seconds,
-                bar_format="{percentage:3.0f} %|{bar}| {elapsed} {desc}",
-            ) as bar,
-        ):
+    with (
+        running_by_hand(arguments.broker) as broker,
+        tqdm(
+            total=size.seconds + on_cluster.seconds,
+            bar_format="{percentage:3.0f} %|{bar}| {elapsed} {desc}",
+        ) as bar,
+    ):
 
-            def tell(sample: Sample) -> None:
-                bar.n = min(bar.format_dict["elapsed"], bar.total)
-                bar.set_description_str(f"{sample.measure}: {sample.variant}")
+        def tell(sample: Sample) -> None:
+            bar.n = min(bar.format_dict["elapsed"], bar.total)
+            bar.set_description_str(f"{sample.measure}: {sample.variant}")
 
-            results = measure(broker, size, tell)
-            kind = None if arguments.quick else arguments.broker if broker.owned else "url"
-            # Only now, since its nodes would take time from what is measured on one broker.
-            results.samples |= measure_queues(broker, kind, on_cluster, tell).samples
-    except NoBrokerError as error:
-        sys.exit(f"{error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+        results = measure(broker, size, tell)
+        kind = None if arguments.quick else arguments.broker if broker.owned else "url"
+        # Only now, since its nodes would take time from what is measured on one broker.
+        results.samples |= measure_queues(broker, kind, on_cluster, tell).samples
     for name in MEASURES:
         print("\n".join(["", results.table(name), *results.goals(name)]))
     print(f"\n{results.conditions}")

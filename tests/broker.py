@@ -715,6 +715,33 @@ def running(kind: str, say: Callable[[str], None]) -> Iterator[Broker]:
         broker.discard()
 
 
+def parser_with_broker(description: str | None) -> argparse.ArgumentParser:
+    """Return the parser of a program that is started by hand and takes --broker."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--broker", choices=KINDS, default="auto", help="as pytest's option")
+    return parser
+
+
+@contextlib.contextmanager
+def running_by_hand(kind: str) -> Iterator[Broker]:
+    """Yield the broker of that kind, as `running` does, to a program that is started by hand.
+
+    Where there is none, or a wait is in vain, that ends with one line; on Ctrl+C with code 130.
+    """
+    try:
+        with running(kind, print) as broker:
+            print(f"RabbitMQ {broker.version}, {broker.description}", flush=True)
+            yield broker
+    except NoBrokerError as error:
+        sys.exit(f"{error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (AssertionError, TimeoutError) as error:
+        sys.exit(f"The run ends here: {error}")
+
+
 def main() -> None:
     """Say which broker a run would get, and get its image; exit with 3 where there is none."""
     argparse.ArgumentParser(

@@ -14,7 +14,6 @@ The seed decides what is done and when, counted in jobs that are through, and no
 makes of it: who was busy with what differs from run to run.
 """
 
-import argparse
 import contextlib
 import random
 import signal
@@ -31,7 +30,7 @@ from itertools import pairwise
 import psutil
 
 from tests.bench import NEW_TASK, RPC_QUEUE, SERVER, TASK_QUEUE, WORKER, Programs
-from tests.broker import KINDS, Broker, NoBrokerError, running, wait_until
+from tests.broker import Broker, parser_with_broker, running_by_hand, wait_until
 from tests.terminal import Terminal
 
 CLIENT = "part_6/rpc_client.py"
@@ -485,10 +484,7 @@ def trial(
 
 def main() -> None:
     """Do a full run; exit with 1 if anything is wrong."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--broker", choices=KINDS, default="auto", help="as pytest's option")
+    parser = parser_with_broker(__doc__)
     parser.add_argument("--seed", type=int, default=random.randrange(1_000_000))  # noqa: S311
     parser.add_argument("--worker", default=WORKER, help="another script in the place of worker.py")
     parser.add_argument("--server", default=SERVER, help="the same for rpc_server.py")
@@ -496,25 +492,17 @@ def main() -> None:
     print(f"seed {arguments.seed}", flush=True)
     planned = plan(FULL, arguments.seed)
     began = time.monotonic()
-    try:
-        with running(arguments.broker, print) as broker:
-            if not broker.owned:
-                sys.exit(
-                    f"{broker.description} is somebody's, and this run stops and kills its broker:"
-                    " unset RABBITMQ_URL, or choose --broker=docker or --broker=local"
-                )
-            print(f"RabbitMQ {broker.version}, {broker.description}", flush=True)
 
-            def tell(line: str) -> None:
-                print(f"{time.monotonic() - began:6.1f} s  {line}", flush=True)
+    def tell(line: str) -> None:
+        print(f"{time.monotonic() - began:6.1f} s  {line}", flush=True)
 
-            report = trial(broker, planned, tell, arguments.worker, arguments.server)
-    except NoBrokerError as error:
-        sys.exit(f"{error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except (AssertionError, TimeoutError) as error:
-        sys.exit(f"The run ends here: {error}")
+    with running_by_hand(arguments.broker) as broker:
+        if not broker.owned:
+            sys.exit(
+                f"{broker.description} is somebody's, and this run stops and kills its broker:"
+                " unset RABBITMQ_URL, or choose --broker=docker or --broker=local"
+            )
+        report = trial(broker, planned, tell, arguments.worker, arguments.server)
     print("\n".join(["", *report.figures()]))
     wrong = list(report.wrong(len(planned.jobs)))
     if wrong:

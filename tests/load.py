@@ -9,7 +9,6 @@ of the two is where it was after the first two thousand, and no process is left.
 says what is wrong, and exits with 1.
 """
 
-import argparse
 import hashlib
 import sys
 import time
@@ -29,7 +28,7 @@ from tests.bench import (
     in_flight,
     publish_tasks,
 )
-from tests.broker import KINDS, Broker, NoBrokerError, running, wait_until
+from tests.broker import Broker, parser_with_broker, running_by_hand, wait_until
 from tests.faults import RECEIVED, processes_left, tasks_done
 from tests.terminal import Terminal
 
@@ -296,10 +295,7 @@ def load(
 
 def main() -> None:
     """Put the whole load on; exit with 1 if anything is wrong."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--broker", choices=KINDS, default="auto", help="as pytest's option")
+    parser = parser_with_broker(__doc__)
     parser.add_argument("--worker", default=WORKER, help="another script in the place of worker.py")
     parser.add_argument("--receiver", default=RECEIVER, help="the same for receive_logs.py")
     parser.add_argument("--server", default=SERVER, help="the same for rpc_server.py")
@@ -310,16 +306,8 @@ def main() -> None:
         print(f"{time.monotonic() - began:6.1f} s  {line}", flush=True)
 
     scripts = (arguments.worker, arguments.receiver, arguments.server)
-    try:
-        with running(arguments.broker, print) as broker:
-            print(f"RabbitMQ {broker.version}, {broker.description}", flush=True)
-            wrong = list(load(broker, FULL, tell, *scripts))
-    except NoBrokerError as error:
-        sys.exit(f"{error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except (AssertionError, TimeoutError) as error:
-        sys.exit(f"The run ends here: {error}")
+    with running_by_hand(arguments.broker) as broker:
+        wrong = list(load(broker, FULL, tell, *scripts))
     if wrong:
         sys.exit("\n".join(["", *wrong[:20], f"{len(wrong)} wrong"]))
     print(f"All as it should be, after {time.monotonic() - began:.0f} s.")

@@ -44,8 +44,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         (chosen if fits else others).append(item)
     if others:
         config.hook.pytest_deselected(items=others)
-    # Those that stop or kill a broker wait the longest. Where several processes share the tests they
-    # come first, so that none waits for another's last in the end.
+    # Those that stop or kill a broker wait the longest. Where several processes share the tests,
+    # these come first, so that none waits for another's last in the end.
     if hasattr(config, "workerinput"):
         chosen.sort(key=lambda item: "own_broker" not in getattr(item, "fixturenames", ()))
     items[:] = chosen

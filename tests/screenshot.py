@@ -5,7 +5,6 @@
 A headless Chromium looks at the page of the queue, on the broker that a run of the tests would get.
 """
 
-import argparse
 import contextlib
 import io
 import re
@@ -19,7 +18,7 @@ from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 
-from tests.broker import KINDS, Broker, NoBrokerError, running, wait_until
+from tests.broker import Broker, parser_with_broker, running_by_hand, wait_until
 from tests.pictures import save
 from tests.terminal import REPOSITORY
 from tests.tour import Stage
@@ -120,20 +119,13 @@ def photograph(driver: webdriver.Chrome, management_url: str) -> Image.Image:
 
 def main() -> None:
     """Take the screenshot; exit with 1 where there is no broker with a management page."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--broker", choices=KINDS, default="auto", help="as pytest's option")
-    arguments = parser.parse_args()
-    try:
-        with running(arguments.broker, print) as broker:
-            if not broker.has_management:
-                sys.exit(f"{broker.description} has no management page")
-            with workers_at_work(broker), browser() as driver:
-                image = photograph(driver, broker.management_url)
-            save(image, PICTURE, RabbitMQ=broker.version)
-    except NoBrokerError as error:
-        sys.exit(f"{error}")
+    arguments = parser_with_broker(__doc__).parse_args()
+    with running_by_hand(arguments.broker) as broker:
+        if not broker.has_management:
+            sys.exit(f"{broker.description} has no management page")
+        with workers_at_work(broker), browser() as driver:
+            image = photograph(driver, broker.management_url)
+        save(image, PICTURE, RabbitMQ=broker.version)
     print(PICTURE.relative_to(REPOSITORY))
 
 

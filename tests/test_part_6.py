@@ -246,9 +246,14 @@ def test_a_bad_request_is_answered_with_an_error(
     assert script.wait() == 1
     assert script.error == [" [!] RpcError: '-1' is not a whole number from 0 to 20000"]
 
+    # Whatever a stranger sends, none of it does anything to the terminal.
+    channel.basic_publish(exchange="", routing_key=QUEUE, body=b"\x1b[31m")
+    server.expect(r" [.] fib(\x1b[31m)")
     server.ctrl_c()
     assert server.wait() == 0
-    assert server.error == [" [!] Dropped a request without reply_to: whom to answer?"] * len(bad)
+    assert server.error == [" [!] Dropped a request without reply_to: whom to answer?"] * (
+        len(bad) + 1
+    )
     assert broker.ready(QUEUE) == 0  # all of them were acknowledged
 
 

@@ -6,13 +6,12 @@ It runs on the same broker as the tests would, in the same terminals, and exits 
 a script does not do what the tutorial says.
 """
 
-import argparse
 import contextlib
 import shlex
 import sys
 from collections.abc import Callable
 
-from tests.broker import KINDS, Broker, NoBrokerError, running
+from tests.broker import Broker, parser_with_broker, running_by_hand
 from tests.terminal import Terminal
 
 # One colour a terminal, from those that read on a dark and on a light page.
@@ -272,22 +271,10 @@ def play(scene: Callable[[Stage], None], broker: Broker) -> dict[int, list[str]]
 
 def main() -> None:
     """Play all scenes; exit with 1 if one does not go as it should."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--broker", choices=KINDS, default="auto", help="as pytest's option")
-    arguments = parser.parse_args()
-    try:
-        with running(arguments.broker, print) as broker:
-            print(f"RabbitMQ {broker.version}, {broker.description}")
-            for scene in SCENES:
-                play(scene, broker)
-    except NoBrokerError as error:
-        sys.exit(f"{error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except AssertionError as error:
-        sys.exit(f"\nThe tour ends here: {error}")
+    arguments = parser_with_broker(__doc__).parse_args()
+    with running_by_hand(arguments.broker) as broker:
+        for scene in SCENES:
+            play(scene, broker)
     print("\nAll of it ran as it should. README.md tells the story; make test proves it.")
 
 
