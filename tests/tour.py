@@ -177,11 +177,11 @@ def rpc(stage: Stage) -> None:
     stage.tell("A client asks, and waits for the answers to its three requests:")
     servers = [stage.type(1, "part_6/rpc_server.py").expect_ready()]
     stage.type_and_wait(3, "part_6/rpc_client.py", "30", "5", "12")
+    stage.tell("A request that the server cannot do is answered too, and the client says so:")
+    stage.type_and_wait(3, "part_6/rpc_client.py", "-1", code=1)
     stage.tell("Slow? A second server takes its share:")
     servers.append(stage.type(2, "part_6/rpc_server.py").expect_ready())
     stage.type_and_wait(3, "part_6/rpc_client.py", "7", "8")
-    stage.tell("A request that the server cannot do is answered too, and the client says so:")
-    stage.type_and_wait(3, "part_6/rpc_client.py", "-1", code=1)
     stage.ctrl_c(*servers)
 
 
