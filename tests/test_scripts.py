@@ -519,14 +519,16 @@ def test_a_deleted_queue_ends_a_viewer_and_not_a_service(
             assert "somebody has deleted the queue" in consumer.error[0]
 
 
-def test_a_reader_that_ends_is_no_error(broker: Broker, channel: BlockingChannel) -> None:
+def test_a_reader_that_ends_is_no_error(
+    broker: Broker, channel: BlockingChannel, variant: Variant
+) -> None:
     """As in `python part_1/receive.py | head -1`."""
     with contextlib.ExitStack() as processes:
 
-        def start(script: str) -> subprocess.Popen[bytes]:
+        def start(*command: str) -> subprocess.Popen[bytes]:
             process = processes.enter_context(
                 subprocess.Popen(
-                    [sys.executable, *command(script)],
+                    [sys.executable, *command],
                     cwd=REPOSITORY,
                     env=script_environment(broker.url),
                     stdout=subprocess.PIPE,
@@ -536,33 +538,35 @@ def test_a_reader_that_ends_is_no_error(broker: Broker, channel: BlockingChannel
             processes.callback(process.kill)
             return process
 
-        consumers = {script: start(script) for script in CONSUMERS}
-        terminated = {script: start(script) for script in CONSUMERS}
-        for consumer in (*consumers.values(), *terminated.values()):
-            assert consumer.stdout
-            assert b"[*] Waiting" in consumer.stdout.readline()
-            consumer.stdout.close()
-        for script, consumer in terminated.items():
-            consumer.terminate()
-            assert consumer.wait(15) == 0, script
-            assert consumer.stderr
-            assert consumer.stderr.read() == b"", script
+        def stop_reading(process: subprocess.Popen[bytes], first: bytes = b"") -> None:
+            assert process.stdout
+            assert first in (process.stdout.readline() if first else b"")
+            process.stdout.close()
+
+        def each_ends_quietly(started: dict[str, subprocess.Popen[bytes]]) -> None:
+            for script, process in started.items():
+                assert process.wait(15) == 0, script
+                assert process.stderr
+                assert process.stderr.read() == b"", script
+
+        consumers = {script: start(*command(script)) for script in CONSUMERS}
+        for consumer in consumers.values():
+            stop_reading(consumer, b"[*] Waiting")
         for script in CONSUMERS:
             publish(channel, script, b"1")
-        for script, consumer in consumers.items():
-            assert consumer.wait(15) == 0, script
-            assert consumer.stderr
-            assert consumer.stderr.read() == b"", script
+        each_ends_quietly(consumers)
         broker.wait_for_ready("task_queue", 1)  # what could not be shown was not acknowledged
 
-        producers = {script: start(script) for script in PRODUCERS}
+        producers = {script: start(*command(script)) for script in PRODUCERS}
         for producer in producers.values():
-            assert producer.stdout
-            producer.stdout.close()
-        for script, producer in producers.items():
-            assert producer.wait(15) == 0, script
-            assert producer.stderr
-            assert producer.stderr.read() == b"", script
+            stop_reading(producer)
+        each_ends_quietly(producers)
+
+        # Nor is it one when Ctrl+C cannot say goodbye, in the middle of pika's work.
+        ended = {s: start(*interrupted(variant, s, "basic_consume")) for s in CONSUMERS}
+        for consumer in ended.values():
+            stop_reading(consumer)
+        each_ends_quietly(ended)
 
 
 def test_a_broker_that_blocks_publishers(
