@@ -15,13 +15,13 @@
 .PHONY: demo test test-cluster mutants bench faults load check check-readme readme pictures screenshot setup clean
 
 demo: setup
-	@.venv/bin/python -m tests.tour
+	@.venv/bin/python -m tools.demo
 
 test: setup
 	@.venv/bin/python -m pytest -p no:rerunfailures --numprocesses=auto --maxschedchunk=1 $(ARGS)
 
 mutants: setup
-	@.venv/bin/python -m tests.mutants $(ARGS)
+	@.venv/bin/python -m tools.mutants $(ARGS)
 
 test-cluster:
 	@./setup.sh cluster
@@ -30,13 +30,13 @@ test-cluster:
 bench:
 	@./setup.sh bench
 	@$(if $(QUICK),,./setup.sh cluster || true)
-	@.venv/bin/python -m tests.bench $(if $(QUICK),--quick)
+	@.venv/bin/python -m bench.measure $(if $(QUICK),--quick)
 
 faults: setup
-	@.venv/bin/python -m tests.faults $(if $(SEED),--seed=$(SEED)) $(ARGS)
+	@.venv/bin/python -m tools.faults $(if $(SEED),--seed=$(SEED)) $(ARGS)
 
 load: setup
-	@.venv/bin/python -m tests.load $(ARGS)
+	@.venv/bin/python -m tools.load $(ARGS)
 
 check:
 	@./setup.sh check
@@ -54,11 +54,11 @@ readme: setup
 
 pictures:
 	@./setup.sh pictures
-	@.venv/bin/python -m tests.pictures
+	@.venv/bin/python -m tools.pictures
 
 screenshot:
 	@./setup.sh screenshot
-	@.venv/bin/python -m tests.screenshot $(ARGS)
+	@.venv/bin/python -m tools.screenshot $(ARGS)
 
 setup:
 	@./setup.sh

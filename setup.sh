@@ -70,7 +70,7 @@ fi
 
 case ${1:-} in
 check | pictures) ;; # which need no broker
-*) need tests.broker rabbitmq-server rabbitmq "${RABBITMQ_URL:-}${RABBITMQ_SERVER:-}" ;;
+*) need testbed.broker rabbitmq-server rabbitmq "${RABBITMQ_URL:-}${RABBITMQ_SERVER:-}" ;;
 esac
 
 case ${1:-} in
@@ -78,7 +78,7 @@ bench | check)
     [ -e .venv/ready-bench ] || { install_group bench && touch .venv/ready-bench; }
     ;;
 cluster)
-    need tests.cluster haproxy haproxy ""
+    need testbed.cluster haproxy haproxy ""
     ;;
 pictures)
     command -v dot >/dev/null || install_package graphviz graphviz

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from pika.adapters.blocking_connection import BlockingChannel
 
-from tests.broker import Broker
-from tests.cluster import Cluster
+from testbed.broker import Broker
+from testbed.cluster import Cluster
+from testbed.terminal import REPOSITORY, Terminal, replaced
 from tests.plugin import broker_of
-from tests.terminal import REPOSITORY, Terminal, replaced
 
 Run = Callable[..., Terminal]
 Variant = Callable[..., str]

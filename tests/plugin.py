@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from xdist.workermanage import WorkerController
 
-from tests.broker import KINDS, Broker, NoBrokerError, prepare, running
-from tests.cluster import running_cluster
+from testbed.broker import KINDS, Broker, NoBrokerError, prepare, running
+from testbed.cluster import running_cluster
 
 _STACK = pytest.StashKey[contextlib.ExitStack]()
 _BROKER = pytest.StashKey[Broker]()

@@ -4,10 +4,11 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from tests import bench, readme
-from tests.broker import Broker
-from tests.results import MEASURES, Results, Sample
+from bench import measure as bench
+from bench.results import MEASURES, Results, Sample
+from testbed.broker import Broker
 from tests.test_readme import README
+from tools import readme
 
 ONCE = bench.Size(scale=0.05, rounds=1, seconds=0)
 FULL_RUN = Results.read()

@@ -13,11 +13,11 @@ from pika.exceptions import ChannelClosedByBroker
 from pika.spec import Basic, BasicProperties
 
 from part_2.worker import connection_lock, goodbye, work
-from tests.broker import Broker, wait_until
+from testbed.broker import Broker, wait_until
+from testbed.terminal import REPOSITORY
 from tests.conftest import Run, Variant
-from tests.readme import definition
-from tests.terminal import REPOSITORY
 from tests.test_part_2 import NEW_TASK, QUEUE, WORK, WORKER, received, send, until_there
+from tools.readme import definition
 
 # worker.py, with tasks that can fail: each is to be a number.
 NUMBERS_ONLY = (WORK, "    int(task)")

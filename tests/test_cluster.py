@@ -5,12 +5,12 @@ from collections import Counter
 
 import pytest
 
-from tests import bench
-from tests.broker import Broker, wait_until
-from tests.cluster import Cluster
+from bench import measure as bench
+from bench.results import Sample
+from testbed.broker import Broker, wait_until
+from testbed.cluster import Cluster
+from testbed.terminal import Terminal
 from tests.conftest import Run, Variant
-from tests.results import Sample
-from tests.terminal import Terminal
 from tests.test_part_2 import NEW_TASK, QUEUE, SEND_EACH, WORKER
 from tests.test_part_6 import CLIENT, SERVER
 

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from tests import faults
-from tests.bench import NEW_TASK, SERVER, WORKER
-from tests.broker import Broker
+from bench.measure import NEW_TASK, SERVER, WORKER
+from testbed.broker import Broker
 from tests.conftest import Run
-from tests.faults import CLIENT, FULL, Ended, Report, Size
+from tools import faults
+from tools.faults import CLIENT, FULL, Ended, Report, Size
 
 SHORT = Size(
     tasks=50,
@@ -38,7 +38,7 @@ def test_a_short_run(own_broker: Broker) -> None:
 
 
 def test_a_broker_that_is_somebodys_is_left_alone(run: Run, broker: Broker) -> None:
-    refused = run("-m", "tests.faults", "--broker=url")
+    refused = run("-m", "tools.faults", "--broker=url")
     assert refused.wait() == 1
     assert len(refused.error) == 1
     assert "this run stops and kills its broker: unset RABBITMQ_URL" in refused.error[0]

@@ -2,9 +2,9 @@
 
 import pytest
 
-from tests import load
-from tests.broker import Broker
-from tests.load import LEAK, SLACK, Size, bodies, brief
+from testbed.broker import Broker
+from tools import load
+from tools.load import LEAK, SLACK, Size, bodies, brief
 
 SMALL = Size(
     workers=3,

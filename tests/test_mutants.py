@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from tests.mutants import MUTANTS, Verdict, copy, files_for, first_failure, judge
-from tests.terminal import REPOSITORY
+from testbed.terminal import REPOSITORY
+from tools.mutants import MUTANTS, Verdict, copy, files_for, first_failure, judge
 
 # A suite in which only the last test looks at what a script does.
 PLUGIN = """
@@ -17,7 +17,7 @@ def broker():
     return None
 """
 TESTS = """
-from tests.terminal import replaced
+from testbed.terminal import replaced
 
 def test_the_text_alone():
     assert False, "a script's text differs"

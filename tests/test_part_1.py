@@ -3,7 +3,7 @@
 import pytest
 from pika.adapters.blocking_connection import BlockingChannel
 
-from tests.broker import Broker
+from testbed.broker import Broker
 from tests.conftest import Run
 
 

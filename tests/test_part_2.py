@@ -8,9 +8,9 @@ import pytest
 from pika.adapters.blocking_connection import BlockingChannel
 from pika.exceptions import ChannelClosedByBroker, UnroutableError
 
-from tests.broker import Broker, wait_until
+from testbed.broker import Broker, wait_until
+from testbed.terminal import Terminal
 from tests.conftest import Run, Variant
-from tests.terminal import Terminal
 
 NEW_TASK, WORKER, QUEUE = "part_2/new_task.py", "part_2/worker.py", "task_queue"
 

@@ -9,9 +9,9 @@ from pika import BasicProperties
 from pika.adapters.blocking_connection import BlockingChannel
 from pika.exceptions import ChannelClosedByBroker, UnroutableError
 
-from tests.broker import Broker, wait_until
+from testbed.broker import Broker, wait_until
+from testbed.terminal import Terminal, into_file
 from tests.conftest import Run, Variant
-from tests.terminal import Terminal, into_file
 
 EMIT, RECEIVE, EXCHANGE = "part_3/emit_log.py", "part_3/receive_logs.py", "logs"
 

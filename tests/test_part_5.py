@@ -3,8 +3,8 @@
 import pytest
 from pika.adapters.blocking_connection import BlockingChannel
 
+from testbed.terminal import Terminal
 from tests.conftest import Run
-from tests.terminal import Terminal
 
 EMIT, RECEIVE = "part_5/emit_log_topic.py", "part_5/receive_logs_topic.py"
 

@@ -7,7 +7,7 @@ from pika import BasicProperties
 from pika.adapters.blocking_connection import BlockingChannel
 
 from part_6.rpc_client import FibonacciRpcClient, RpcError
-from tests.broker import Broker, wait_until
+from testbed.broker import Broker, wait_until
 from tests.conftest import Run, Variant
 
 CLIENT, SERVER, QUEUE = "part_6/rpc_client.py", "part_6/rpc_server.py", "rpc_queue"

@@ -3,9 +3,9 @@
 import re
 from pathlib import Path
 
-from tests.broker import EXCHANGES, QUEUES
-from tests.pictures import SOURCES, carried, digest
-from tests.terminal import REPOSITORY
+from testbed.broker import EXCHANGES, QUEUES
+from testbed.terminal import REPOSITORY
+from tools.pictures import SOURCES, carried, digest
 
 # The pages outside that the text builds on, and no other.
 OUTSIDE = {

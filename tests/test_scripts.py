@@ -20,11 +20,11 @@ import pytest
 from pika import BasicProperties
 from pika.adapters.blocking_connection import BlockingChannel
 
-from tests.broker import EXCHANGES, QUEUES, Broker, free_ports, wait_until
+from testbed.broker import EXCHANGES, QUEUES, Broker, free_ports, wait_until
+from testbed.terminal import REPOSITORY, Terminal, into_file, script_environment
 from tests.conftest import Run, Variant
-from tests.readme import definition
-from tests.terminal import REPOSITORY, Terminal, into_file, script_environment
 from tests.test_part_3 import file_has
+from tools.readme import definition
 
 SCRIPTS = sorted(str(path.relative_to(REPOSITORY)) for path in REPOSITORY.glob("part_*/*.py"))
 SOURCES = {script: (REPOSITORY / script).read_text(encoding="utf-8") for script in SCRIPTS}

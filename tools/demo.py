@@ -11,8 +11,8 @@ import shlex
 import sys
 from collections.abc import Callable
 
-from tests.broker import Broker, parser_with_broker, running_by_hand
-from tests.terminal import Terminal
+from testbed.broker import Broker, parser_with_broker, running_by_hand
+from testbed.terminal import Terminal
 
 # One colour a terminal, from those that read on a dark and on a light page.
 _COLOURS = (36, 35, 33, 32)

@@ -1,6 +1,6 @@
 """Send persistent messages to "task_queue" with many of them waiting for a confirm, until killed.
 
-python tests/plain/pipelined_producer.py IN_FLIGHT
+python bench/plain/pipelined_producer.py IN_FLIGHT
 
 pika's BlockingConnection waits for each confirm, so this takes its connection with callbacks.
 """

@@ -21,17 +21,17 @@ import psutil
 from pika.adapters.blocking_connection import BlockingChannel
 from pika.spec import BasicProperties
 
+from bench.plain.rpc_client import PlainRpcClient
+from bench.results import FILE, MEASURES, Results, Sample, Task
 from part_6.rpc_client import FibonacciRpcClient
-from tests.broker import Broker, NoBrokerError, parser_with_broker, running_by_hand, wait_until
-from tests.cluster import running_cluster
-from tests.plain.rpc_client import PlainRpcClient
-from tests.results import FILE, MEASURES, Results, Sample, Task
-from tests.terminal import REPOSITORY, Terminal, into_file, replaced
+from testbed.broker import Broker, NoBrokerError, parser_with_broker, running_by_hand, wait_until
+from testbed.cluster import running_cluster
+from testbed.terminal import REPOSITORY, Terminal, into_file, replaced
 
 HELLO, TASK_QUEUE, RPC_QUEUE, LOGS = "hello", "task_queue", "rpc_queue", "logs"
 NEW_TASK, WORKER, SERVER = "part_2/new_task.py", "part_2/worker.py", "part_6/rpc_server.py"
-PLAIN_WORKER, PLAIN_SERVER = "tests/plain/worker.py", "tests/plain/rpc_server.py"
-PRODUCER, PIPELINED = "tests/plain/producer.py", "tests/plain/pipelined_producer.py"
+PLAIN_WORKER, PLAIN_SERVER = "bench/plain/worker.py", "bench/plain/rpc_server.py"
+PRODUCER, PIPELINED = "bench/plain/producer.py", "bench/plain/pipelined_producer.py"
 
 # The scripts with 50 ms of work for each dot, or each request, so that more fits into the time.
 DOT = ('time.sleep(task.count(b"."))', 'time.sleep(0.05 * task.count(b"."))')
@@ -257,7 +257,7 @@ def connections(bench: Bench) -> Iterator[Sample]:
 def new_task(bench: Bench) -> Iterator[Sample]:
     """Part II: the whole program, without and with a confirm."""
     programs = (
-        ("plain, not confirmed", "tests/plain/sender.py"),
+        ("plain, not confirmed", "bench/plain/sender.py"),
         ("new_task.py, confirmed", NEW_TASK),
     )
     for _ in range(bench.size.of(3)):
@@ -380,7 +380,7 @@ def receivers(bench: Bench) -> Iterator[Sample]:
         messages = bench.size.of(6400) // number
         with Programs(bench.broker) as programs, bench.broker.channel() as channel:
             copies = str(messages * number)
-            programs.start_ready(1, "tests/plain/receivers.py", str(number), copies)
+            programs.start_ready(1, "bench/plain/receivers.py", str(number), copies)
             began = time.perf_counter()
             for _ in range(messages):
                 channel.basic_publish(exchange=LOGS, routing_key="", body=b"A message")
@@ -553,7 +553,7 @@ def main() -> None:
     # Only here: who runs a single measure, as a test does, need not have them.
     from tqdm import tqdm
 
-    from tests.charts import draw
+    from bench.charts import draw
 
     parser = parser_with_broker(__doc__)
     parser.add_argument("--quick", action="store_true", help="coarser, and not for the README")

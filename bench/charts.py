@@ -1,6 +1,6 @@
 """The pictures of what `make bench` measured.
 
-    python -m tests.charts
+    python -m bench.charts
 
 draws those of the last full run again.
 """
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
 
-from tests.results import FILE, MEASURES, NEARLY, Results, shown
+from bench.results import FILE, MEASURES, NEARLY, Results, shown
 
 # From Okabe and Ito's palette, which the colour-blind can tell apart.
 BLUE, ORANGE, PLAIN, GREY = "#0072B2", "#E69F00", "#999999", "#555555"

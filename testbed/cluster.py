@@ -3,7 +3,7 @@
 They are containers of RABBITMQ_IMAGE behind one of HAPROXY_IMAGE (default: haproxy:3.0), or private
 nodes of an installed RabbitMQ behind an installed HAProxy. RABBITMQ_URL is not looked at.
 
-    python -m tests.cluster
+    python -m testbed.cluster
 
 says whether these can be had, and ends with 1 where they cannot.
 """
@@ -27,7 +27,7 @@ from mirakuru import TCPExecutor
 from testcontainers.core.container import DockerContainer
 from testcontainers.core.network import Network
 
-from tests.broker import (
+from testbed.broker import (
     DEFAULT_IMAGE,
     Broker,
     Container,
@@ -38,7 +38,7 @@ from tests.broker import (
     server_program,
     wait_until,
 )
-from tests.terminal import REPOSITORY, replaced
+from testbed.terminal import REPOSITORY, replaced
 
 FOLDER = REPOSITORY / "cluster"
 DEFAULT_HAPROXY_IMAGE = "haproxy:3.0"
@@ -282,7 +282,7 @@ def executor(command: list[str], port: int, **environment: str) -> TCPExecutor:
 
 
 def prepare(kind: str, say: Callable[[str], None]) -> contextlib.AbstractContextManager[Cluster]:
-    """Return a cluster of that kind, one of KINDS, for a `with` statement; see `tests.broker`.
+    """Return a cluster of that kind, one of KINDS, for a `with` statement; see `testbed.broker`.
 
     Args:
         kind: "auto" takes containers, or private nodes where they cannot be had.

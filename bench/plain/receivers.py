@@ -1,6 +1,6 @@
 """Many receivers of the fanout exchange "logs" in one process, each with a queue of its own.
 
-python tests/plain/receivers.py RECEIVERS COPIES
+python bench/plain/receivers.py RECEIVERS COPIES
 
 Ends once so many copies have come to all of them together.
 """

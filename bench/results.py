@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from tests.terminal import REPOSITORY
+from testbed.terminal import REPOSITORY
 
 #: What the last full run wrote.
 FILE = REPOSITORY / "bench" / "results.json"

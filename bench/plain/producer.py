@@ -1,6 +1,6 @@
 """Send messages to "task_queue" from one open channel, one after the other, until killed.
 
-python tests/plain/producer.py [persistent] [confirmed]
+python bench/plain/producer.py [persistent] [confirmed]
 """
 
 import os

@@ -9,7 +9,7 @@ script do not count, since whoever edits a script would edit a check of its text
 does a test that cannot begin, because it alters the very line that was edited. In the end the tests
 that failed have to pass on the scripts as they are.
 
-As a plugin (`-p tests.mutants`), this module has pytest run only what counts.
+As a plugin (`-p tools.mutants`), this module has pytest run only what counts.
 """
 
 import argparse
@@ -28,8 +28,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tests.broker import KINDS
-from tests.terminal import REPOSITORY, replaced
+from testbed.broker import KINDS
+from testbed.terminal import REPOSITORY, replaced
 
 SENDER, RECEIVER = "part_1/sender.py", "part_1/receive.py"
 NEW_TASK, WORKER = "part_2/new_task.py", "part_2/worker.py"
@@ -451,7 +451,7 @@ def judge(tree: Path, broker: str, tests: Iterable[str]) -> Verdict:
     # Tests that stop a broker, which catch what no other does, skip one that was only named.
     environment.pop("RABBITMQ_URL", None)
     # On a busy machine a test may fail for lack of time, or catch by luck: it has to fail twice.
-    options = ["-x", "--reruns=1", "-p", "tests.mutants", "-p", "no:cacheprovider"]
+    options = ["-x", "--reruns=1", "-p", "tools.mutants", "-p", "no:cacheprovider"]
     with (tree / "output.txt").open("w+") as output:
         with subprocess.Popen(
             [

@@ -15,9 +15,9 @@ from pathlib import Path
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from tests.terminal import REPOSITORY
+from testbed.terminal import REPOSITORY
 
-LOOK = REPOSITORY / "tests" / "look.gvpr"
+LOOK = REPOSITORY / "tools" / "look.gvpr"
 SOURCES = sorted(REPOSITORY.glob("part_*/*.dot"))
 
 # In pixels, and the same for all, so that a page that fits them to its width shows all at one

@@ -1,6 +1,6 @@
 """The plainest worker: no heartbeat during a task, and no second connection.
 
-python tests/plain/worker.py PREFETCH_COUNT|auto_ack
+python bench/plain/worker.py PREFETCH_COUNT|auto_ack
 """
 
 import os

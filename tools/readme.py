@@ -13,10 +13,10 @@ import contextlib
 import functools
 import sys
 
-from tests import tour
-from tests.broker import Broker, running
-from tests.results import Results
-from tests.terminal import REPOSITORY
+from bench.results import Results
+from testbed.broker import Broker, running
+from testbed.terminal import REPOSITORY
+from tools import demo
 
 
 def code(script: str, *names: str) -> str:
@@ -33,7 +33,7 @@ def code(script: str, *names: str) -> str:
 def transcript(scene: str) -> str:
     """Play a scene of the tour; return what each of its terminals showed, fenced."""
     with contextlib.redirect_stdout(sys.stderr):  # what is printed is not for the page
-        shown = tour.play(getattr(tour, scene), _broker())
+        shown = demo.play(getattr(demo, scene), _broker())
     return "".join(
         # A terminal shows Ctrl+C without a new line.
         _fence("console", "\n".join([f"# terminal {terminal}", *lines]).replace("^C\n", "^C"))

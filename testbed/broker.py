@@ -4,7 +4,7 @@
 image RABBITMQ_IMAGE (default: rabbitmq:3.13-management), and a private node of an installed
 RabbitMQ, whose server RABBITMQ_SERVER may name.
 
-    python -m tests.broker
+    python -m testbed.broker
 
 says which one that is, and ends with 3 where there is none.
 """

@@ -18,10 +18,10 @@ from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 
-from tests.broker import Broker, parser_with_broker, running_by_hand, wait_until
-from tests.pictures import save
-from tests.terminal import REPOSITORY
-from tests.tour import Stage
+from testbed.broker import Broker, parser_with_broker, running_by_hand, wait_until
+from testbed.terminal import REPOSITORY
+from tools.demo import Stage
+from tools.pictures import save
 
 PICTURE = REPOSITORY / "part_2" / "management.png"
 WORKERS, TASKS = 2, 6

@@ -29,9 +29,9 @@ from itertools import pairwise
 
 import psutil
 
-from tests.bench import NEW_TASK, RPC_QUEUE, SERVER, TASK_QUEUE, WORKER, Programs
-from tests.broker import Broker, parser_with_broker, running_by_hand, wait_until
-from tests.terminal import Terminal
+from bench.measure import NEW_TASK, RPC_QUEUE, SERVER, TASK_QUEUE, WORKER, Programs
+from testbed.broker import Broker, parser_with_broker, running_by_hand, wait_until
+from testbed.terminal import Terminal
 
 CLIENT = "part_6/rpc_client.py"
 RECEIVED = " [x] Received "

@@ -18,8 +18,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from part_6.rpc_client import FibonacciRpcClient
-from tests.bench import (
+from bench.measure import (
     LOGS,
     SERVER,
     TASK_QUEUE,
@@ -28,9 +27,10 @@ from tests.bench import (
     in_flight,
     publish_tasks,
 )
-from tests.broker import Broker, parser_with_broker, running_by_hand, wait_until
-from tests.faults import RECEIVED, processes_left, tasks_done
-from tests.terminal import Terminal
+from part_6.rpc_client import FibonacciRpcClient
+from testbed.broker import Broker, parser_with_broker, running_by_hand, wait_until
+from testbed.terminal import Terminal
+from tools.faults import RECEIVED, processes_left, tasks_done
 
 RECEIVER = "part_3/receive_logs.py"
 

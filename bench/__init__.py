@@ -1,0 +1,1 @@
+"""What each choice costs: the programs that measure, and their results."""

@@ -1,0 +1,1 @@
+"""What tests and tools both stand on: the broker of a run, a cluster, terminals."""

@@ -1,0 +1,1 @@
+"""What `make` runs that is neither a test nor a measurement."""
