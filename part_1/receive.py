@@ -2,29 +2,25 @@
 # requires-python = ">=3.11"
 # dependencies = ["pika~=1.4"]
 # ///
-"""Print every message of the queue "hello", until Ctrl+C.
+"""Print every message of the queue "hello". part_1/sender.py, in another terminal, sends them.
 
-    python part_1/receive.py
-
-part_1/sender.py, in another terminal, sends one.
+Run it: python part_1/receive.py
 """
 
 import os
+import re
 import signal
 import socket
-import ssl
 import sys
 from argparse import ArgumentParser, RawTextHelpFormatter
 
 import pika
 from pika.adapters.blocking_connection import BlockingChannel
 from pika.adapters.utils.connection_workflow import AMQPConnectorException
-from pika.exceptions import AMQPConnectionError, AMQPError, ChannelWrongStateError
 from pika.spec import Basic, BasicProperties
+from pika.tcp_socket_opts import set_sock_opts
 
 RABBITMQ_URL = os.environ.get("RABBITMQ_URL") or "amqp://guest:guest@localhost:5672/%2F"
-# What a connection that fails or is lost may raise.
-CONNECTION_ERRORS = (AMQPConnectionError, AMQPConnectorException, socket.gaierror, ssl.SSLError)
 QUEUE = "hello"
 
 
@@ -32,47 +28,42 @@ def on_message(
     channel: BlockingChannel, method: Basic.Deliver, properties: BasicProperties, body: bytes
 ) -> None:
     """Print one message."""
-    print(f" [x] Received {body.decode(errors='replace')!r}", flush=True)
+    print(f" [x] Received {body.decode(errors='replace')!r}")
 
 
-def receive() -> None:
-    """Pass each message of the queue to on_message, as long as the connection lasts."""
-    with pika.BlockingConnection(pika.URLParameters(RABBITMQ_URL)) as connection:
-        channel = connection.channel()
+def receive(parameters: pika.URLParameters) -> None:
+    """Have pika call on_message with each message, for as long as the connection lasts."""
+    with pika.BlockingConnection(parameters) as connection, connection.channel() as channel:
         channel.queue_declare(queue=QUEUE)
         channel.basic_consume(queue=QUEUE, on_message_callback=on_message, auto_ack=True)
-        print(" [*] Waiting for messages. To exit press CTRL+C", flush=True)
-        channel.start_consuming()
-        raise ChannelWrongStateError("somebody has deleted the queue")  # else it would not return
+        print(" [*] Waiting for messages. To exit press CTRL+C")
+        channel.start_consuming()  # returns only if RabbitMQ cancels it: the queue was deleted
+        raise pika.exceptions.ConsumerCancelled
 
 
-def goodbye(*_: object) -> None:
-    """End at once, on Ctrl+C or SIGTERM: an exception in the middle of pika's work may get lost."""
-    try:
-        os.write(1, b" [*] Goodbye\n")
-    finally:
-        os._exit(0)  # whether anybody reads that or not
-
-
+# The rest is the command line: the same in all twelve scripts, but for arguments and one call.
 def main() -> None:
-    """Run from a command line: its arguments, Ctrl+C, and one clear line where it fails."""
-    parser = ArgumentParser(description=__doc__, formatter_class=RawTextHelpFormatter)
-    parser.parse_args()
-    signal.signal(signal.SIGINT, goodbye)
-    signal.signal(signal.SIGTERM, goodbye)
-    try:  # pika reads options as Python literals, and files that they name
-        pika.URLParameters(RABBITMQ_URL).host.encode("idna")
-    except (ValueError, TypeError, LookupError, SyntaxError, OSError) as error:
-        why = type(error).__name__  # and not the text, which may quote the password
-        sys.exit(f" [!] Malformed RABBITMQ_URL ({why}). Write amqp://user:password@host:5672/%2F")
+    """Run from a terminal: end at once when told to, and say in one line what went wrong."""
+    ArgumentParser(description=__doc__, formatter_class=RawTextHelpFormatter).parse_args()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: os._exit(128 + number))
+    sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
+    try:  # pika takes localhost if there is no host, and its options may raise anything
+        [_] = re.findall(rb"^amqps?://(?:[^/?#]*@)?+[\w.[][!-~]*$", RABBITMQ_URL.encode("ascii"))
+        parameters = pika.URLParameters(RABBITMQ_URL)
+        parameters.host.encode("idna")
+        with socket.socket() as trial:
+            set_sock_opts(parameters.tcp_options, trial)
+    except Exception:
+        sys.exit(" [!] RABBITMQ_URL is no address. Write amqp://user:password@host:5672/%2F")
+    parameters.blocked_connection_timeout = parameters.blocked_connection_timeout or 30  # seconds
     try:
-        receive()
-    except BrokenPipeError:  # whoever read what this prints has ended, as in `... | head -1`
-        os._exit(0)  # and no last flush, which would fail again
-    except CONNECTION_ERRORS as error:
-        sys.exit(f" [!] No connection: {error!r}. Is RabbitMQ up? See RABBITMQ_URL and its log.")
-    except (AMQPError, UnicodeEncodeError) as error:
-        sys.exit(f" [!] Refused: {error!r}. Fix what that names, then start again.")
+        receive(parameters)
+    except (pika.exceptions.AMQPError, AMQPConnectorException, OSError, UnicodeError) as error:
+        if getattr(error, "filename", None):  # a file of yours, not the network or the output
+            raise
+        print(f" [!] {error!r}", file=sys.stderr)
+        os._exit(1)  # at once: sys.exit would wait for other threads
 
 
 if __name__ == "__main__":

@@ -2,88 +2,84 @@
 # requires-python = ">=3.11"
 # dependencies = ["pika~=1.4"]
 # ///
-"""Send one task to the queue "task_queue"; each dot in it will be a second of work.
+"""Send one task, for part_2/worker.py to do: each dot in it will be a second of work.
 
-    python part_2/new_task.py A task of three seconds...
-
-part_2/worker.py does it. Without words the task is "Hello World!".
+Run it: python part_2/new_task.py A task of three seconds...
 """
 
 import os
+import re
 import signal
 import socket
-import ssl
 import sys
-import threading
 from argparse import ArgumentParser, RawTextHelpFormatter
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 import pika
 from pika.adapters.utils.connection_workflow import AMQPConnectorException
-from pika.exceptions import AMQPConnectionError, AMQPError
+from pika.exceptions import AMQPChannelError, NackError
+from pika.tcp_socket_opts import set_sock_opts
 
 RABBITMQ_URL = os.environ.get("RABBITMQ_URL") or "amqp://guest:guest@localhost:5672/%2F"
-# What a connection that fails or is lost may raise.
-CONNECTION_ERRORS = (AMQPConnectionError, AMQPConnectorException, socket.gaierror, ssl.SSLError)
 QUEUE = "task_queue"
 
 
-def send(task: str) -> None:
-    """Send the task to the queue, and return once RabbitMQ has taken responsibility for it."""
-    parameters = pika.URLParameters(RABBITMQ_URL)
-    # RabbitMQ blocks publishers while it is short of memory or disk: wait, not for ever.
-    parameters.blocked_connection_timeout = parameters.blocked_connection_timeout or 30  # seconds
-    with pika.BlockingConnection(parameters) as connection, connection.channel() as channel:
-        channel.confirm_delivery()  # from here on basic_publish waits for RabbitMQ's answer
-        channel.queue_declare(queue=QUEUE, durable=True)
-        channel.basic_publish(
-            exchange="",
-            routing_key=QUEUE,
-            body=task.encode(),
-            properties=pika.BasicProperties(delivery_mode=pika.DeliveryMode.Persistent),
-            mandatory=True,  # an error, rather than a task lost, should the queue be gone
-        )
-        print(f" [x] Sent {task!r}", flush=True)
+def send(parameters: pika.URLParameters, task: str) -> None:
+    """Send the task; return once RabbitMQ has confirmed it, or raise TimeoutError after 30 s."""
+    publishing: Future[None] = Future()
 
+    def publish() -> None:
+        with pika.BlockingConnection(parameters) as connection, connection.channel() as channel:
+            channel.confirm_delivery()  # from here on basic_publish waits for RabbitMQ's confirm
+            channel.queue_declare(queue=QUEUE, durable=True)
+            publishing.set_result(None)
+            channel.basic_publish(
+                exchange="",
+                routing_key=QUEUE,
+                body=task.encode(),
+                properties=pika.BasicProperties(delivery_mode=pika.DeliveryMode.Persistent),
+                mandatory=True,  # an error, rather than a task lost, should the queue be gone
+            )
 
-def give_up() -> None:
-    """End without a confirm, for which pika would wait without a limit."""
+    # pika itself would wait for ever. So we let another thread publish, and wait for that.
+    confirmed = ThreadPoolExecutor(max_workers=1).submit(publish)
+    wait([publishing, confirmed], return_when=FIRST_COMPLETED)
     try:
-        os.write(2, b" [!] No confirm in 60 s: the task may be sent or not. See RabbitMQ's log.\n")
-    finally:
-        os._exit(1)
+        confirmed.result(timeout=max(30, 1 + (parameters.blocked_connection_timeout or 0)))
+    except TimeoutError:
+        raise TimeoutError("no confirm in time: the task may have been sent or not") from None
+    except NackError:
+        raise AMQPChannelError(
+            "RabbitMQ rejected the task: its queue is full, or cannot be reached"
+        ) from None
+    print(f" [x] Sent {task!r}")
 
 
-def goodbye(*_: object) -> None:
-    """End at once, on Ctrl+C or SIGTERM: an exception in the middle of pika's work may get lost."""
-    try:
-        os.write(1, b" [*] Goodbye\n")
-    finally:
-        os._exit(0)  # whether anybody reads that or not
-
-
+# The rest is the command line: the same in all twelve scripts, but for arguments and one call.
 def main() -> None:
-    """Run from a command line: its arguments, Ctrl+C, and one clear line where it fails."""
+    """Run from a terminal: end at once when told to, and say in one line what went wrong."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawTextHelpFormatter)
     parser.add_argument("words", nargs="*", default=["Hello World!"], help="the task")
     arguments = parser.parse_args()
-    alarm = threading.Timer(60, give_up)  # seconds
-    alarm.daemon = True
-    alarm.start()
-    signal.signal(signal.SIGINT, goodbye)
-    signal.signal(signal.SIGTERM, goodbye)
-    try:  # pika reads options as Python literals, and files that they name
-        pika.URLParameters(RABBITMQ_URL).host.encode("idna")
-    except (ValueError, TypeError, LookupError, SyntaxError, OSError) as error:
-        why = type(error).__name__  # and not the text, which may quote the password
-        sys.exit(f" [!] Malformed RABBITMQ_URL ({why}). Write amqp://user:password@host:5672/%2F")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: os._exit(128 + number))
+    sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
+    try:  # pika takes localhost if there is no host, and its options may raise anything
+        [_] = re.findall(rb"^amqps?://(?:[^/?#]*@)?+[\w.[][!-~]*$", RABBITMQ_URL.encode("ascii"))
+        parameters = pika.URLParameters(RABBITMQ_URL)
+        parameters.host.encode("idna")
+        with socket.socket() as trial:
+            set_sock_opts(parameters.tcp_options, trial)
+    except Exception:
+        sys.exit(" [!] RABBITMQ_URL is no address. Write amqp://user:password@host:5672/%2F")
+    parameters.blocked_connection_timeout = parameters.blocked_connection_timeout or 30  # seconds
     try:
-        send(" ".join(arguments.words))
-    except BrokenPipeError:  # whoever read what this prints has ended, as in `... | head -1`
-        os._exit(0)  # and no last flush, which would fail again
-    except CONNECTION_ERRORS as error:
-        sys.exit(f" [!] No connection: {error!r}. Is RabbitMQ up? See RABBITMQ_URL and its log.")
-    except (AMQPError, UnicodeEncodeError) as error:
-        sys.exit(f" [!] Refused: {error!r}. Fix what that names, then start again.")
+        send(parameters, " ".join(arguments.words))
+    except (pika.exceptions.AMQPError, AMQPConnectorException, OSError, UnicodeError) as error:
+        if getattr(error, "filename", None):  # a file of yours, not the network or the output
+            raise
+        print(f" [!] {error!r}", file=sys.stderr)
+        os._exit(1)  # at once: sys.exit would wait for other threads
 
 
 if __name__ == "__main__":

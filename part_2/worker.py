@@ -2,36 +2,39 @@
 # requires-python = ">=3.11"
 # dependencies = ["pika~=1.4"]
 # ///
-"""Do the tasks of the queue "task_queue", one at a time: each dot in a task is a second of work.
+"""Do the tasks that part_2/new_task.py sends, one at a time. Start several to share them.
 
-    python part_2/worker.py
-
-Start it in several terminals to share the work. part_2/new_task.py sends the tasks.
+Run it: python part_2/worker.py
 """
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import ssl
 import sys
-import threading
 import time
 from argparse import ArgumentParser, RawTextHelpFormatter
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pika
 from pika.adapters.blocking_connection import BlockingChannel
 from pika.adapters.utils.connection_workflow import AMQPConnectorException
-from pika.exceptions import AMQPConnectionError, AMQPError, ChannelWrongStateError
+from pika.exceptions import AMQPConnectionError, ChannelWrongStateError
 from pika.spec import Basic, BasicProperties
+from pika.tcp_socket_opts import set_sock_opts
 
 RABBITMQ_URL = os.environ.get("RABBITMQ_URL") or "amqp://guest:guest@localhost:5672/%2F"
-# What a connection that fails or is lost may raise.
-CONNECTION_ERRORS = (AMQPConnectionError, AMQPConnectorException, socket.gaierror, ssl.SSLError)
 QUEUE = "task_queue"
 
-# pika's connection is for one thread at a time: the one that holds this lock.
-connection_lock = threading.Lock()
+thread = ThreadPoolExecutor(max_workers=1)  # for the work; the main thread has the connection
+now = SimpleNamespace(connected=False, stopping=False)  # what `stop` has to know, and to tell
+LOST = (
+    *(AMQPConnectionError, AMQPConnectorException, ChannelWrongStateError),  # raised by pika
+    *(socket.gaierror, ssl.SSLError, ConnectionResetError),  # raised by what is below pika
+)
 
 
 def work(task: bytes) -> None:
@@ -43,85 +46,87 @@ def on_message(
     channel: BlockingChannel, method: Basic.Deliver, properties: BasicProperties, body: bytes
 ) -> None:
     """Do one task, and acknowledge it once it is done."""
-    print(f" [x] Received {body.decode(errors='replace')!r}", flush=True)
-    connection_lock.release()  # while we work, the connection is keep_heartbeats' to use
-    try:
-        work(body)
-    except Exception as error:  # which is not to be taken for one of the connection
-        raise RuntimeError(f"the task failed: {error!r}") from error
-    finally:
-        connection_lock.acquire()
-    print(" [x] Done", flush=True)
+    if now.stopping:
+        return  # not acknowledged, so RabbitMQ gives it to another worker
+    print(f" [x] Received {body.decode(errors='replace')!r}")
+    task = thread.submit(work, body)
+    while True:
+        try:
+            error = task.exception(timeout=1)
+            break
+        except TimeoutError:
+            channel.connection.process_data_events()  # sends heartbeats: busy, but alive
+    if error:
+        raise RuntimeError("the task failed") from error
+    # If your work has a result to publish, publish task.result() here, and never in `work`.
+    print(" [x] Done")
     channel.basic_ack(delivery_tag=method.delivery_tag)
 
 
-def keep_heartbeats(connection: pika.BlockingConnection) -> None:
-    """Answer RabbitMQ's heartbeats during a task: without an answer it takes us for dead."""
-    with contextlib.suppress(AMQPError):  # the main thread meets the same error and deals with it
-        while True:
-            with connection_lock:
-                if connection.is_closed:
-                    return
-                connection.process_data_events()
-            time.sleep(1)
-
-
 def consume(connection: pika.BlockingConnection) -> None:
-    """Pass each task of the queue to on_message, as long as the connection lasts."""
+    """Have pika call on_message with each task, until we are told to stop."""
     channel = connection.channel()
     channel.queue_declare(queue=QUEUE, durable=True)
     channel.basic_qos(prefetch_count=1)  # no next task before this one is acknowledged
     channel.basic_consume(queue=QUEUE, on_message_callback=on_message)
-    threading.Thread(target=keep_heartbeats, args=[connection], daemon=True).start()
-    print(" [*] Waiting for tasks. To exit press CTRL+C", flush=True)
-    channel.start_consuming()
-    raise ChannelWrongStateError("somebody has deleted the queue")  # else it would not return
+    print(" [*] Waiting for tasks. To exit press CTRL+C")
+    while not now.stopping:
+        connection.process_data_events(time_limit=1)
+        if not channel.consumer_tags:
+            raise ChannelWrongStateError("the queue was deleted, or the channel closed")
 
 
-def serve() -> None:
-    """Consume, and connect again with a growing pause whenever the connection is lost."""
+def serve(parameters: pika.URLParameters) -> None:
+    """Consume, and connect again after a growing pause whenever the connection is lost."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
     pause = 0
-    connection_lock.acquire()
-    while True:
+    while not now.stopping:
         try:
-            with pika.BlockingConnection(pika.URLParameters(RABBITMQ_URL)) as connection:
-                pause = 1  # second
+            with pika.BlockingConnection(parameters) as connection:
+                now.connected, since = True, time.monotonic()
                 consume(connection)
-        except (*CONNECTION_ERRORS, ChannelWrongStateError) as error:
-            if not pause:
-                raise  # never connected: a wrong address or password is said at once
+        except LOST as error:
+            if now.stopping or not (now.connected or pause):
+                raise  # the first connection of all: the address may be wrong
+            now.connected = False
+            pause = 1 if time.monotonic() > since + 60 else min(2 * pause or 1, 10)
             print(f" [!] Connection lost: {error!r}. Trying again in {pause} s", file=sys.stderr)
-            time.sleep(pause)
-            pause = min(2 * pause, 5)
+            thread.submit(time.sleep, pause).result()  # after the task, which cannot be ended
 
 
-def goodbye(*_: object) -> None:
-    """End at once, on Ctrl+C or SIGTERM: an exception in the middle of pika's work may get lost."""
-    try:
-        os.write(1, b" [*] Goodbye\n")
-    finally:
-        os._exit(0)  # whether anybody reads that or not
+def stop(number: int, _: object) -> None:
+    """Finish the task at hand, then close. If not connected, or told twice, end at once."""
+    if now.stopping or not now.connected:
+        os._exit(128 + number if now.stopping else 0)
+    now.stopping = True
+    with contextlib.suppress(OSError):
+        os.write(1, b" [*] Stopping after the task at hand. To end at once press CTRL+C again\n")
 
 
+# The rest is the command line: the same in all twelve scripts, but for arguments and one call.
 def main() -> None:
-    """Run from a command line: its arguments, Ctrl+C, and one clear line where it fails."""
-    parser = ArgumentParser(description=__doc__, formatter_class=RawTextHelpFormatter)
-    parser.parse_args()
-    signal.signal(signal.SIGINT, goodbye)
-    signal.signal(signal.SIGTERM, goodbye)
-    try:  # pika reads options as Python literals, and files that they name
-        pika.URLParameters(RABBITMQ_URL).host.encode("idna")
-    except (ValueError, TypeError, LookupError, SyntaxError, OSError) as error:
-        why = type(error).__name__  # and not the text, which may quote the password
-        sys.exit(f" [!] Malformed RABBITMQ_URL ({why}). Write amqp://user:password@host:5672/%2F")
+    """Run from a terminal: end at once when told to, and say in one line what went wrong."""
+    ArgumentParser(description=__doc__, formatter_class=RawTextHelpFormatter).parse_args()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: os._exit(128 + number))
+    sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
+    try:  # pika takes localhost if there is no host, and its options may raise anything
+        [_] = re.findall(rb"^amqps?://(?:[^/?#]*@)?+[\w.[][!-~]*$", RABBITMQ_URL.encode("ascii"))
+        parameters = pika.URLParameters(RABBITMQ_URL)
+        parameters.host.encode("idna")
+        with socket.socket() as trial:
+            set_sock_opts(parameters.tcp_options, trial)
+    except Exception:
+        sys.exit(" [!] RABBITMQ_URL is no address. Write amqp://user:password@host:5672/%2F")
+    parameters.blocked_connection_timeout = parameters.blocked_connection_timeout or 30  # seconds
     try:
-        serve()
-    except BrokenPipeError:  # whoever read what this prints has ended, as in `... | head -1`
-        os._exit(0)  # and no last flush, which would fail again
-    except CONNECTION_ERRORS as error:
-        sys.exit(f" [!] No connection: {error!r}. Is RabbitMQ up? See RABBITMQ_URL and its log.")
-    except (AMQPError, UnicodeEncodeError) as error:
-        sys.exit(f" [!] Refused: {error!r}. Fix what that names, then start again.")
+        serve(parameters)
+    except (pika.exceptions.AMQPError, AMQPConnectorException, OSError, UnicodeError) as error:
+        if getattr(error, "filename", None):  # a file of yours, not the network or the output
+            raise
+        print(f" [!] {error!r}", file=sys.stderr)
+        os._exit(1)  # at once: sys.exit would wait for other threads
 
 
 if __name__ == "__main__":

@@ -2,73 +2,61 @@
 # requires-python = ">=3.11"
 # dependencies = ["pika~=1.4"]
 # ///
-"""Send one log message with a routing key, through the exchange "topic_logs".
+"""Send a log message with a routing key. part_5/receive_logs_topic.py prints those that it is to.
 
-    python part_5/emit_log_topic.py kern.critical A kernel error
-
-part_5/receive_logs_topic.py listens. Without arguments it is "Hello World!", as "anonymous.info".
+Run it: python part_5/emit_log_topic.py kern.critical A critical kernel error
 """
 
 import os
+import re
 import signal
 import socket
-import ssl
 import sys
 from argparse import ArgumentParser, RawTextHelpFormatter
 
 import pika
 from pika.adapters.utils.connection_workflow import AMQPConnectorException
-from pika.exceptions import AMQPConnectionError, AMQPError
+from pika.tcp_socket_opts import set_sock_opts
 
 RABBITMQ_URL = os.environ.get("RABBITMQ_URL") or "amqp://guest:guest@localhost:5672/%2F"
-# What a connection that fails or is lost may raise.
-CONNECTION_ERRORS = (AMQPConnectionError, AMQPConnectorException, socket.gaierror, ssl.SSLError)
 EXCHANGE = "topic_logs"
 
 
-def emit(routing_key: str, message: str) -> None:
-    """Send the message to the exchange with the routing key, words with dots between."""
-    parameters = pika.URLParameters(RABBITMQ_URL)
-    # RabbitMQ blocks publishers while it is short of memory or disk: wait, not for ever.
-    parameters.blocked_connection_timeout = parameters.blocked_connection_timeout or 30  # seconds
+def emit(parameters: pika.URLParameters, routing_key: str, message: str) -> None:
+    """Send the message to the exchange, which routes it by the words of its key."""
     with pika.BlockingConnection(parameters) as connection, connection.channel() as channel:
         channel.exchange_declare(exchange=EXCHANGE, exchange_type="topic")
         channel.basic_publish(exchange=EXCHANGE, routing_key=routing_key, body=message.encode())
-    # Both were closed in order: RabbitMQ has read all that was sent, and refused none of it.
-    print(f" [x] Sent {routing_key!r}:{message!r}", flush=True)
+    # Both were closed without an error, so RabbitMQ has read the message.
+    print(f" [x] Sent {routing_key}:{message!r}")
 
 
-def goodbye(*_: object) -> None:
-    """End at once, on Ctrl+C or SIGTERM: an exception in the middle of pika's work may get lost."""
-    try:
-        os.write(1, b" [*] Goodbye\n")
-    finally:
-        os._exit(0)  # whether anybody reads that or not
-
-
+# The rest is the command line: the same in all twelve scripts, but for arguments and one call.
 def main() -> None:
-    """Run from a command line: its arguments, Ctrl+C, and one clear line where it fails."""
+    """Run from a terminal: end at once when told to, and say in one line what went wrong."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawTextHelpFormatter)
-    parser.add_argument(
-        "routing_key", nargs="?", default="anonymous.info", help="such as kern.critical"
-    )
+    parser.add_argument("routing_key", help="words with dots between, such as kern.critical")
     parser.add_argument("words", nargs="*", default=["Hello World!"], help="the message")
     arguments = parser.parse_args()
-    signal.signal(signal.SIGINT, goodbye)
-    signal.signal(signal.SIGTERM, goodbye)
-    try:  # pika reads options as Python literals, and files that they name
-        pika.URLParameters(RABBITMQ_URL).host.encode("idna")
-    except (ValueError, TypeError, LookupError, SyntaxError, OSError) as error:
-        why = type(error).__name__  # and not the text, which may quote the password
-        sys.exit(f" [!] Malformed RABBITMQ_URL ({why}). Write amqp://user:password@host:5672/%2F")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: os._exit(128 + number))
+    sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
+    try:  # pika takes localhost if there is no host, and its options may raise anything
+        [_] = re.findall(rb"^amqps?://(?:[^/?#]*@)?+[\w.[][!-~]*$", RABBITMQ_URL.encode("ascii"))
+        parameters = pika.URLParameters(RABBITMQ_URL)
+        parameters.host.encode("idna")
+        with socket.socket() as trial:
+            set_sock_opts(parameters.tcp_options, trial)
+    except Exception:
+        sys.exit(" [!] RABBITMQ_URL is no address. Write amqp://user:password@host:5672/%2F")
+    parameters.blocked_connection_timeout = parameters.blocked_connection_timeout or 30  # seconds
     try:
-        emit(arguments.routing_key, " ".join(arguments.words))
-    except BrokenPipeError:  # whoever read what this prints has ended, as in `... | head -1`
-        os._exit(0)  # and no last flush, which would fail again
-    except CONNECTION_ERRORS as error:
-        sys.exit(f" [!] No connection: {error!r}. Is RabbitMQ up? See RABBITMQ_URL and its log.")
-    except (AMQPError, UnicodeEncodeError) as error:
-        sys.exit(f" [!] Refused: {error!r}. Fix what that names, then start again.")
+        emit(parameters, arguments.routing_key, " ".join(arguments.words))
+    except (pika.exceptions.AMQPError, AMQPConnectorException, OSError, UnicodeError) as error:
+        if getattr(error, "filename", None):  # a file of yours, not the network or the output
+            raise
+        print(f" [!] {error!r}", file=sys.stderr)
+        os._exit(1)  # at once: sys.exit would wait for other threads
 
 
 if __name__ == "__main__":

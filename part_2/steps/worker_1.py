@@ -1,0 +1,36 @@
+"""A worker, step 1: it does its tasks. What it lacks: when it dies, its task is lost."""
+
+import os
+import time
+
+import pika
+from pika.adapters.blocking_connection import BlockingChannel
+from pika.spec import Basic, BasicProperties
+
+RABBITMQ_URL = os.environ.get("RABBITMQ_URL") or "amqp://guest:guest@localhost:5672/%2F"
+
+
+def work(task: bytes) -> None:
+    """Take a second for each dot."""
+    time.sleep(task.count(b"."))
+
+
+def on_message(
+    channel: BlockingChannel, method: Basic.Deliver, properties: BasicProperties, body: bytes
+) -> None:
+    """Do one task."""
+    print(f" [x] Received {body.decode()!r}", flush=True)
+    work(body)
+    print(" [x] Done", flush=True)
+
+
+def consume() -> None:
+    """Wait for tasks, and call on_message with each."""
+    channel = pika.BlockingConnection(pika.URLParameters(RABBITMQ_URL)).channel()
+    channel.queue_declare(queue="hello")
+    channel.basic_consume(queue="hello", on_message_callback=on_message, auto_ack=True)
+    print(" [*] Waiting for tasks. To exit press CTRL+C", flush=True)
+    channel.start_consuming()
+
+
+consume()
