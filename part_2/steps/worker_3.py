@@ -1,4 +1,4 @@
-"""A worker, step 3: its queue outlives RabbitMQ's restart. But it may be dealt more than its share."""
+"""A worker, step 3: its queue outlives RabbitMQ's restart. But it may get more than its share."""
 
 import os
 import time
