@@ -38,15 +38,17 @@ install_group() {
     .venv/bin/python -m pip install -qq --disable-pip-version-check --group "$1"
 }
 
-# Ask a module of the tests ($1) whether it finds what it needs. Where it does not, install the package
-# ($2, $3) and ask again; or leave it to the person, who named something else ($4) that cannot be used.
+# Ask the testbed, with the options from $4 on, whether a broker can be had. Where there is none, install the
+# package ($2, $3) and ask again; or leave it to the person, who named something else ($1) that cannot be used.
 need() {
+    named=$1 debian=$2 homebrew=$3
+    shift 3
     code=0
-    .venv/bin/python -m "$1" >.setup.log 2>&1 || code=$?
-    if [ "$code" -eq 3 ] && [ -z "$4" ]; then
-        install_package "$2" "$3"
+    .venv/bin/python -m testbed "$@" >.setup.log 2>&1 || code=$?
+    if [ "$code" -eq 3 ] && [ -z "$named" ]; then
+        install_package "$debian" "$homebrew"
         code=0
-        .venv/bin/python -m "$1" >.setup.log 2>&1 || code=$?
+        .venv/bin/python -m testbed "$@" >.setup.log 2>&1 || code=$?
     fi
     [ "$code" -eq 0 ] || fail "$(tail -n 1 .setup.log)"
 }
@@ -70,7 +72,7 @@ fi
 
 case ${1:-} in
 check | pictures) ;; # which need no broker
-*) need testbed.broker rabbitmq-server rabbitmq "${RABBITMQ_URL:-}${RABBITMQ_SERVER:-}" ;;
+*) need "${RABBITMQ_URL:-}${RABBITMQ_SERVER:-}" rabbitmq-server rabbitmq ;;
 esac
 
 case ${1:-} in
@@ -78,7 +80,7 @@ bench | check)
     [ -e .venv/ready-bench ] || { install_group bench && touch .venv/ready-bench; }
     ;;
 cluster)
-    need testbed.cluster haproxy haproxy ""
+    need "" haproxy haproxy --cluster
     ;;
 pictures)
     command -v dot >/dev/null || install_package graphviz graphviz

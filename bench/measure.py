@@ -24,9 +24,11 @@ from pika.spec import BasicProperties
 from bench.plain.rpc_client import PlainRpcClient
 from bench.results import FILE, MEASURES, Results, Sample, Task
 from part_6.rpc_client import FibonacciRpcClient
-from testbed.broker import Broker, NoBrokerError, parser_with_broker, running_by_hand, wait_until
-from testbed.cluster import running_cluster
+from testbed.broker import Broker, NoBrokerError, OwnBroker
+from testbed.choice import prepare_cluster
+from testbed.running import parser_with_broker, running, running_by_hand
 from testbed.terminal import REPOSITORY, Terminal, into_file, replaced
+from testbed.waiting import wait_until
 
 HELLO, TASK_QUEUE, RPC_QUEUE, LOGS = "hello", "task_queue", "rpc_queue", "logs"
 NEW_TASK, WORKER, SERVER = "part_2/new_task.py", "part_2/worker.py", "part_6/rpc_server.py"
@@ -540,7 +542,7 @@ def measure_queues(
     """Measure the queue types on a cluster of that kind, or on the broker where there is none."""
     if kind:
         try:
-            with running_cluster(kind, print) as cluster:
+            with running(prepare_cluster(kind)) as cluster:
                 node, nodes = cluster.nodes[0], len(cluster.nodes)
                 return measure(node, size, tell, [queue_types], nodes)
         except NoBrokerError as error:
@@ -574,9 +576,10 @@ def main() -> None:
             bar.set_description_str(f"{sample.measure}: {sample.variant}")
 
         results = measure(broker, size, tell)
-        kind = None if arguments.quick else arguments.broker if broker.owned else "url"
+        kind = arguments.broker if isinstance(broker, OwnBroker) else "url"
+        cluster = None if arguments.quick else kind
         # Only now, since its nodes would take time from what is measured on one broker.
-        results.samples |= measure_queues(broker, kind, on_cluster, tell).samples
+        results.samples |= measure_queues(broker, cluster, on_cluster, tell).samples
     for name in MEASURES:
         print("\n".join(["", results.table(name), *results.goals(name)]))
     print(f"\n{results.conditions}")

@@ -30,8 +30,10 @@ from itertools import pairwise
 import psutil
 
 from bench.measure import NEW_TASK, RPC_QUEUE, SERVER, TASK_QUEUE, WORKER, Programs
-from testbed.broker import Broker, parser_with_broker, running_by_hand, wait_until
+from testbed.broker import OwnBroker
+from testbed.running import parser_with_broker, running_by_hand
 from testbed.terminal import Terminal
+from testbed.waiting import wait_until
 
 CLIENT = "part_6/rpc_client.py"
 RECEIVED = " [x] Received "
@@ -299,7 +301,7 @@ class Trial:
 
     def __init__(
         self,
-        broker: Broker,
+        broker: OwnBroker,
         programs: Programs,
         tell: Callable[[str], None],
         worker: str = WORKER,
@@ -471,7 +473,7 @@ def processes_left() -> list[str]:
 
 
 def trial(
-    broker: Broker,
+    broker: OwnBroker,
     planned: Plan,
     tell: Callable[[str], None],
     worker: str = WORKER,
@@ -497,7 +499,7 @@ def main() -> None:
         print(f"{time.monotonic() - began:6.1f} s  {line}", flush=True)
 
     with running_by_hand(arguments.broker) as broker:
-        if not broker.owned:
+        if not isinstance(broker, OwnBroker):
             sys.exit(
                 f"{broker.description} is somebody's, and this run stops and kills its broker:"
                 " unset RABBITMQ_URL, or choose --broker=docker or --broker=local"

@@ -28,8 +28,10 @@ from bench.measure import (
     publish_tasks,
 )
 from part_6.rpc_client import FibonacciRpcClient
-from testbed.broker import Broker, parser_with_broker, running_by_hand, wait_until
+from testbed.broker import Broker
+from testbed.running import parser_with_broker, running_by_hand
 from testbed.terminal import Terminal
+from testbed.waiting import wait_until
 from tools.faults import RECEIVED, processes_left, tasks_done
 
 RECEIVER = "part_3/receive_logs.py"

@@ -28,7 +28,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from testbed.broker import KINDS
+from testbed.choice import KINDS
 from testbed.terminal import REPOSITORY, replaced
 
 SENDER, RECEIVER = "part_1/sender.py", "part_1/receive.py"
