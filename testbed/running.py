@@ -4,7 +4,8 @@ import argparse
 import contextlib
 import signal
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from testbed.broker import Broker, NoBrokerError, OwnBroker
@@ -48,6 +49,12 @@ def parser_with_broker(description: str | None) -> argparse.ArgumentParser:
     )
     parser.add_argument("--broker", choices=KINDS, default="auto", help="as pytest's option")
     return parser
+
+
+def telling() -> Callable[[str], None]:
+    """Return what prints a line behind the seconds that have gone since."""
+    began = time.monotonic()
+    return lambda line: print(f"{time.monotonic() - began:6.1f} s  {line}", flush=True)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 import itertools
 import os
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from xdist.workermanage import WorkerController
 from testbed.broker import Broker, NoBrokerError, OwnBroker
 from testbed.choice import KINDS, prepare, prepare_cluster
 from testbed.cluster import Cluster
+from testbed.programs import Programs
 from testbed.running import running
 from testbed.terminal import REPOSITORY, Terminal, replaced
 
@@ -146,23 +146,9 @@ def run(broker: Broker) -> Iterator[Run]:
     What it prints is shown with the test's own output when the test fails. What still runs at
     the test's end is killed.
     """
-    terminals: list[Terminal] = []
-    numbers = itertools.count(1)
-    began = time.monotonic()
-    shown: list[str] = []
-
-    def echo(terminal: Terminal, line: str) -> None:
-        shown.append(f"{time.monotonic() - began:6.2f} s  terminal {terminal.name}  {line}")
-
-    def run(*command: str, url: str | None = None) -> Terminal:
-        terminals.append(Terminal(str(next(numbers)), url or broker.url, echo, *command))
-        return terminals[-1]
-
-    yield run
-    for terminal in terminals:
-        terminal.process.kill()
-        terminal.wait()
-    print("\n".join(shown))
+    with Programs(broker) as programs:
+        yield programs.start
+    programs.show()
 
 
 @pytest.fixture

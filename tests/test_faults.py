@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from bench.measure import NEW_TASK, SERVER, WORKER
 from testbed.broker import Broker, OwnBroker
+from testbed.programs import CLIENT, NEW_TASK, SERVER, WORKER
 from tests.conftest import Run
 from tools import faults
-from tools.faults import CLIENT, FULL, Ended, Report, Size
+from tools.faults import FULL, Ended, Report, Size
 
 SHORT = Size(
     tasks=50,

@@ -25,18 +25,23 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import pairwise
 
-import psutil
-
-from bench.measure import NEW_TASK, RPC_QUEUE, SERVER, TASK_QUEUE, WORKER, Programs
 from testbed.broker import OwnBroker
-from testbed.running import parser_with_broker, running_by_hand
+from testbed.programs import (
+    CLIENT,
+    NEW_TASK,
+    RECEIVED,
+    RPC_QUEUE,
+    SERVER,
+    TASK_QUEUE,
+    WORKER,
+    Programs,
+    processes_left,
+    tasks_done,
+)
+from testbed.running import parser_with_broker, running_by_hand, telling
 from testbed.terminal import Terminal
 from testbed.waiting import wait_until
-
-CLIENT = "part_6/rpc_client.py"
-RECEIVED = " [x] Received "
 
 WORKERS, SERVERS = 4, 2
 # How many run new_task.py and rpc_client.py at the same time.
@@ -212,13 +217,6 @@ def wrong_with_consumer(ended: Ended) -> Iterator[str]:
         unclear = [line for line in ended.error if not line.startswith(" [!] Connection lost")]
         if unclear:
             yield f"{ended.command[0]} said on stderr: {unclear}"
-
-
-def tasks_done(lines: Iterable[str]) -> Iterator[str]:
-    """Return the tasks that a worker did by the lines that it printed, as often as it did each."""
-    for begun, following in pairwise(lines):
-        if begun.startswith(RECEIVED) and following == " [x] Done":
-            yield begun.removeprefix(RECEIVED)
 
 
 def wrong_with_tasks(senders: Iterable[Ended], workers: Sequence[Ended]) -> Iterator[str]:
@@ -459,19 +457,6 @@ class Trial:
         return {queue: messages.get(queue, 0) for queue in (TASK_QUEUE, RPC_QUEUE)}
 
 
-def processes_left() -> list[str]:
-    """Return the command lines of the Python programs that this one started and that still run."""
-    left = []
-    for child in psutil.Process().children(recursive=True):
-        try:
-            command = child.cmdline()
-        except psutil.Error:  # it ended meanwhile
-            continue
-        if command[:1] == [sys.executable]:
-            left.append(" ".join(command))
-    return left
-
-
 def trial(
     broker: OwnBroker,
     planned: Plan,
@@ -493,11 +478,7 @@ def main() -> None:
     arguments = parser.parse_args()
     print(f"seed {arguments.seed}", flush=True)
     planned = plan(FULL, arguments.seed)
-    began = time.monotonic()
-
-    def tell(line: str) -> None:
-        print(f"{time.monotonic() - began:6.1f} s  {line}", flush=True)
-
+    tell = telling()
     with running_by_hand(arguments.broker) as broker:
         if not isinstance(broker, OwnBroker):
             sys.exit(
@@ -509,9 +490,7 @@ def main() -> None:
     wrong = list(report.wrong(len(planned.jobs)))
     if wrong:
         sys.exit("\n".join(["", *wrong[:20], f"{len(wrong)} wrong, with seed {arguments.seed}"]))
-    print(
-        f"All as it should be, after {time.monotonic() - began:.0f} s, with seed {arguments.seed}."
-    )
+    tell(f"all as it should be, with seed {arguments.seed}")
 
 
 if __name__ == "__main__":
