@@ -13,6 +13,19 @@ fail() {
     exit 1
 }
 
+# Debian starts what it installs, unless the machine forbids it, as images of containers do.
+say_what_debian_started() {
+    if [ -d /run/systemd/system ]; then
+        echo "setup: Debian has also started a broker of the system, and will at each boot. It listens at the scripts'"
+        echo "setup: default address, port 5672; what make runs has a broker of its own. To stop it:"
+        echo "setup:     sudo systemctl disable --now rabbitmq-server"
+    else
+        echo "setup: Debian may also have started a broker of the system, at the scripts' default address, port 5672."
+        echo "setup: What make runs has a broker of its own. To see it, and to stop it:"
+        echo "setup:     sudo service rabbitmq-server status; sudo service rabbitmq-server stop"
+    fi
+}
+
 # Install a package of the system, named for apt-get ($1) and for Homebrew ($2).
 install_package() {
     if command -v apt-get >/dev/null; then
@@ -25,6 +38,7 @@ install_package() {
         { $as_root apt-get update && $as_root env DEBIAN_FRONTEND=noninteractive \
             apt-get install -y --no-install-recommends -o DPkg::Lock::Timeout=120 "$1"; } >.setup.log 2>&1 ||
             fail "apt-get could not install $1; .setup.log says why"
+        [ "$1" != rabbitmq-server ] || say_what_debian_started
     elif command -v brew >/dev/null; then
         echo "setup: installing $2 by Homebrew"
         brew install "$2" >.setup.log 2>&1 || fail "brew could not install $2; .setup.log says why"
