@@ -28,7 +28,7 @@ class NoBrokerError(Exception):
 
 
 class Broker:
-    """A RabbitMQ broker that runs, and what a test may ask of it."""
+    """A RabbitMQ broker, and what a test may ask of it."""
 
     #: How it was chosen, for the header of a run.
     description: str
@@ -37,8 +37,11 @@ class Broker:
     #: The address of the management API, with the login.
     management_url: str
 
+    def start(self) -> None:
+        """Start it, with the data that it had, unless it runs; return when it takes logins."""
+
     def discard(self) -> None:
-        """Leave nothing behind that the run made."""
+        """Leave nothing behind that the run made; end it, if it is the run's own."""
         self.clean()
 
     def clean(self) -> None:
@@ -135,7 +138,7 @@ class Broker:
 
 
 class OwnBroker(Broker, ABC):
-    """A broker of the run's own, which may be stopped and killed. At first it does not run."""
+    """A broker of the run's own, which may be stopped and killed."""
 
     #: The address at which it speaks TLS, with a certificate for its host.
     tls_url: str
@@ -143,10 +146,6 @@ class OwnBroker(Broker, ABC):
     authority: bytes
     #: The Erlang node's name, such as "rabbit@rabbitmq-1", of a node that is in a cluster.
     name: str
-
-    @abstractmethod
-    def start(self) -> None:
-        """Start it, with the data that it had; return when it takes logins."""
 
     @abstractmethod
     def stop(self) -> None:
@@ -163,10 +162,6 @@ class OwnBroker(Broker, ABC):
     @abstractmethod
     def resume(self) -> None:
         """Have its processes go on."""
-
-    @abstractmethod
-    def discard(self) -> None:
-        """End it and delete its data, if it still has any."""
 
     @abstractmethod
     def ctl(self, *arguments: str) -> str:

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import docker.errors
 
-from testbed.broker import Broker, NoBrokerError, OwnBroker
+from testbed.broker import Broker, NoBrokerError
 from testbed.cluster import Cluster, cluster_of_containers, cluster_of_nodes
 from testbed.container import Container
 from testbed.named import NamedBroker
@@ -19,7 +19,7 @@ _WAYS = (
     " install rabbitmq), or name a running broker in RABBITMQ_URL"
 )
 
-B = TypeVar("B", bound=OwnBroker)
+B = TypeVar("B", bound=Broker)
 
 
 def prepare(kind: str) -> Broker:

@@ -18,7 +18,7 @@ from mirakuru import TCPExecutor
 from testcontainers.core.container import DockerContainer
 from testcontainers.core.network import Network
 
-from testbed.broker import NoBrokerError, OwnBroker
+from testbed.broker import Broker, NoBrokerError, OwnBroker
 from testbed.container import Container, get_image
 from testbed.node import Node, server_program
 from testbed.settings import free_ports
@@ -32,7 +32,7 @@ HOSTS = ("rabbitmq-1", "rabbitmq-2", "rabbitmq-3")
 _SYSTEM_PROGRAMS = "/usr/sbin:/usr/local/sbin:/opt/homebrew/bin"
 
 
-class Cluster(OwnBroker):
+class Cluster(Broker):
     """A cluster of nodes, any of which may be down, at the address of their load balancer."""
 
     def __init__(
@@ -82,16 +82,6 @@ class Cluster(OwnBroker):
         wait_until(lambda: all(map(self._complete, self.nodes)), "one cluster of all nodes", 60)
         self._use_running()
 
-    def stop(self) -> None:
-        """Shut all nodes down in order."""
-        with ThreadPoolExecutor() as pool:
-            list(pool.map(lambda node: node.stop(), self.running))
-        self._down.update(self.nodes)
-
-    def kill(self) -> None:
-        """Kill all nodes outright."""
-        self.kill_nodes(*self.running)
-
     def kill_nodes(self, *nodes: OwnBroker) -> None:
         """Kill those of the nodes outright; return when the balancer passes them over."""
         for node in nodes:
@@ -104,25 +94,11 @@ class Cluster(OwnBroker):
         with ThreadPoolExecutor() as pool:
             list(pool.map(lambda node: node.settle(), self.running))
 
-    def pause(self) -> None:
-        """Stop the processes of all nodes where they are."""
-        for node in self.running:
-            node.pause()
-
-    def resume(self) -> None:
-        """Have them go on."""
-        for node in self.running:
-            node.resume()
-
     def discard(self) -> None:
         """End all nodes and delete their data."""
         for node in self.nodes:
             node.discard()
         self._ends.close()
-
-    def ctl(self, *arguments: str) -> str:
-        """Return what rabbitmqctl prints on a running node."""
-        return self.running[0].ctl(*arguments)
 
     def node_of(self, queue: str) -> OwnBroker:
         """Return the node on which the queue is, or its leader."""
@@ -152,7 +128,6 @@ class Cluster(OwnBroker):
         wait_until(lambda: up() == expected, f"HAProxy to see {len(self.running)} nodes", 30)
         # Only AMQP has a balancer before it. Each node's management API tells of all of them.
         for node in self.running[:1]:
-            self.tls_url, self.authority = node.tls_url, node.authority
             self.management_url = node.management_url
 
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from testbed.broker import Broker, NoBrokerError, OwnBroker
+from testbed.broker import Broker, NoBrokerError
 from testbed.choice import KINDS, prepare
 
 B = TypeVar("B", bound=Broker)
@@ -32,11 +32,10 @@ def interruptible() -> Iterator[None]:
 
 @contextlib.contextmanager
 def running(broker: B) -> Iterator[B]:
-    """Yield the broker, which is started if it is the run's own; discard it in the end."""
+    """Yield the broker, started; discard it in the end."""
     with interruptible():
         try:
-            if isinstance(broker, OwnBroker):
-                broker.start()
+            broker.start()
             yield broker
         finally:
             broker.discard()
