@@ -58,6 +58,9 @@ LIMITS_S = {NEW_TASK: 75, CLIENT: TIMEOUT_S + 30}
 ATTEMPTS = 5
 
 
+Command = tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class Size:
     """How much is done, and how many faults of each kind there are meanwhile.
@@ -97,33 +100,10 @@ class Fault:
 
 
 @dataclass(frozen=True)
-class Task:
-    """A task to be sent."""
-
-    number: int
-    seconds: int
-
-    def command(self, attempt: int) -> tuple[str, ...]:
-        """Return the command line, with a text for each attempt, since each may arrive."""
-        return NEW_TASK, f"task {self.number}, attempt {attempt}{'.' * self.seconds}"
-
-
-@dataclass(frozen=True)
-class Calls:
-    """Numbers to ask for in one run of the client."""
-
-    numbers: tuple[int, ...]
-
-    def command(self, attempt: int) -> tuple[str, ...]:
-        """Return the command line."""
-        return CLIENT, "--timeout", str(TIMEOUT_S), *map(str, self.numbers)
-
-
-@dataclass(frozen=True)
 class Plan:
     """What a seed makes of a size: the jobs in their order, and the faults in theirs."""
 
-    jobs: Sequence[Task | Calls]
+    jobs: Sequence[Command]
     faults: Sequence[Fault]
 
 
@@ -131,8 +111,12 @@ def plan(size: Size, seed: int) -> Plan:
     """Return the jobs and the faults of that seed."""
     chance = random.Random(seed)  # noqa: S311 - it is to be predictable
     # Every third task takes a second, so that there are busy workers all the time.
-    jobs: list[Task | Calls] = [Task(n, chance.choice((0, 0, 1))) for n in range(size.tasks)]
-    jobs += [Calls(tuple(chance.choices(NUMBERS, k=CALLS))) for _ in range(size.clients)]
+    jobs: list[Command] = [
+        (NEW_TASK, f"task {n}{chance.choice(('', '', '.'))}") for n in range(size.tasks)
+    ]
+    for _ in range(size.clients):
+        numbers = chance.choices(NUMBERS, k=CALLS)
+        jobs.append((CLIENT, "--timeout", str(TIMEOUT_S), *map(str, numbers)))
     chance.shuffle(jobs)
     whats = [what for what, number in size.faults.items() for _ in range(number)]
     chance.shuffle(whats)
@@ -151,7 +135,7 @@ class Ended:
     all the while; what befell workers and servers is for nobody else to notice.
     """
 
-    command: tuple[str, ...]
+    command: Command
     code: int | None
     out: Sequence[str] = ()
     error: Sequence[str] = ()
@@ -294,36 +278,32 @@ class Report:
             yield f"{what}: {times} times"
 
 
+@dataclass
 class Trial:
-    """A run of the programs on a broker, with faults."""
+    """A run of the programs on a broker, with faults.
 
-    def __init__(
-        self,
-        broker: OwnBroker,
-        programs: Programs,
-        tell: Callable[[str], None],
-        worker: str = WORKER,
-        server: str = SERVER,
-    ) -> None:
-        """Prepare a run.
+    Attributes:
+        broker: It is stopped and killed.
+        programs: What is started.
+        tell: Is called with a line for each fault.
+        worker: The path of a script to run in the place of the tutorial's.
+        server: The same for the server.
+    """
 
-        Args:
-            broker: It is stopped and killed.
-            programs: What is started.
-            tell: Is called with a line for each fault.
-            worker: The path of a script to run in the place of the tutorial's.
-            server: The same for the server.
-        """
-        self._broker = broker
-        self._programs = programs
-        self._tell = tell
-        self._scripts = {"worker": worker, "server": server}
+    broker: OwnBroker
+    programs: Programs
+    tell: Callable[[str], None]
+    worker: str = WORKER
+    server: str = SERVER
+
+    def __post_init__(self) -> None:
+        """Begin with nothing started, and nothing done."""
+        self._scripts = {"worker": self.worker, "server": self.server}
         #: All that were ever started, and those of them that run, in their places.
         self._consumers: dict[str, list[Terminal]] = {"worker": [], "server": []}
         self._places: dict[str, list[Terminal]] = {"worker": [], "server": []}
-        self._jobs = deque[Task | Calls]()
-        self._through = 0
-        self._lock = threading.Lock()
+        self._jobs = deque[Command]()
+        self._through: list[Command] = []
         self._asking = set[Terminal]()
         self._broker_runs = threading.Event()
         self._outages = 0
@@ -335,7 +315,7 @@ class Trial:
             self._places[kind] = [self._start(kind) for _ in range(number)]
             for consumer in self._places[kind]:
                 consumer.expect_ready()
-        self._broker.settle()
+        self.broker.settle()
         self._jobs.extend(plan.jobs)
         self._broker_runs.set()
         with ThreadPoolExecutor(SHELLS) as pool:
@@ -352,7 +332,7 @@ class Trial:
         return self._report
 
     def _start(self, kind: str) -> Terminal:
-        consumer = self._programs.start(self._scripts[kind])
+        consumer = self.programs.start(self._scripts[kind])
         self._consumers[kind].append(consumer)
         return consumer
 
@@ -361,7 +341,7 @@ class Trial:
             for shell in shells:
                 if shell.done():
                     shell.result()  # an error of this program's own ends the run
-            return self._through >= number
+            return len(self._through) >= number
 
         wait_until(through, f"{number} jobs to be through", seconds=300)
 
@@ -373,21 +353,20 @@ class Trial:
             except IndexError:
                 return
             for attempt in range(1, ATTEMPTS + 1):
-                ended = self._program(job.command(attempt))
-                with self._lock:
-                    if isinstance(job, Task):
-                        self._report.senders.append(ended)
-                    else:
-                        self._report.clients.append(ended)
+                if job[0] == CLIENT:
+                    ended = self._program(job)
+                    self._report.clients.append(ended)
+                else:  # with a text for each attempt, since each may arrive
+                    ended = self._program((NEW_TASK, f"attempt {attempt}, {job[1]}"))
+                    self._report.senders.append(ended)
                 if ended.through:
                     break
                 self._broker_runs.wait()
-            with self._lock:
-                self._through += 1
+            self._through.append(job)
 
-    def _program(self, command: tuple[str, ...]) -> Ended:
+    def _program(self, command: Command) -> Ended:
         outages, calm = self._outages, self._broker_runs.is_set()  # in this order, as they change
-        terminal = self._programs.start(*command)
+        terminal = self.programs.start(*command)
         if command[0] == CLIENT:
             self._asking.add(terminal)
         try:
@@ -405,10 +384,10 @@ class Trial:
             self._broker_runs.clear()
             self._outages += 1
             if fault.what == "stop the broker":
-                self._broker.stop()
+                self.broker.stop()
             else:
-                self._broker.kill()
-            self._broker.start()
+                self.broker.kill()
+            self.broker.start()
             self._broker_runs.set()
         else:
             *_, kind = fault.what.split()
@@ -420,7 +399,7 @@ class Trial:
                 )
             self._replace(kind, consumer)
         self._report.faults[fault.what] += 1
-        self._tell(
+        self.tell(
             f"after {fault.after} jobs: {fault.what}, and start it again"
             f" ({time.monotonic() - began:.1f} s)"
         )
@@ -453,7 +432,7 @@ class Trial:
         self._report.processes = processes_left()
 
     def _left(self) -> dict[str, int]:
-        messages = self._broker.messages()
+        messages = self.broker.messages()
         return {queue: messages.get(queue, 0) for queue in (TASK_QUEUE, RPC_QUEUE)}
 
 
