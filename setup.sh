@@ -13,6 +13,19 @@ fail() {
     exit 1
 }
 
+# Debian starts what it installs, unless the machine forbids it, as images of containers do.
+say_what_debian_started() {
+    if [ -d /run/systemd/system ]; then
+        echo "setup: Debian has also started a broker of the system, and will at each boot. It listens at the scripts'"
+        echo "setup: default address, port 5672; what make runs has a broker of its own. To stop it:"
+        echo "setup:     sudo systemctl disable --now rabbitmq-server"
+    else
+        echo "setup: Debian may also have started a broker of the system, at the scripts' default address, port 5672."
+        echo "setup: What make runs has a broker of its own. To see it, and to stop it:"
+        echo "setup:     sudo service rabbitmq-server status; sudo service rabbitmq-server stop"
+    fi
+}
+
 # Install a package of the system, named for apt-get ($1) and for Homebrew ($2).
 install_package() {
     if command -v apt-get >/dev/null; then
@@ -25,6 +38,7 @@ install_package() {
         { $as_root apt-get update && $as_root env DEBIAN_FRONTEND=noninteractive \
             apt-get install -y --no-install-recommends -o DPkg::Lock::Timeout=120 "$1"; } >.setup.log 2>&1 ||
             fail "apt-get could not install $1; .setup.log says why"
+        [ "$1" != rabbitmq-server ] || say_what_debian_started
     elif command -v brew >/dev/null; then
         echo "setup: installing $2 by Homebrew"
         brew install "$2" >.setup.log 2>&1 || fail "brew could not install $2; .setup.log says why"
@@ -38,15 +52,17 @@ install_group() {
     .venv/bin/python -m pip install -qq --disable-pip-version-check --group "$1"
 }
 
-# Ask a module of the tests ($1) whether it finds what it needs. Where it does not, install the package
-# ($2, $3) and ask again; or leave it to the person, who named something else ($4) that cannot be used.
+# Ask the testbed, with the options from $4 on, whether a broker can be had. Where there is none, install the
+# package ($2, $3) and ask again; or leave it to the person, who named something else ($1) that cannot be used.
 need() {
+    named=$1 debian=$2 homebrew=$3
+    shift 3
     code=0
-    .venv/bin/python -m "$1" >.setup.log 2>&1 || code=$?
-    if [ "$code" -eq 3 ] && [ -z "$4" ]; then
-        install_package "$2" "$3"
+    .venv/bin/python -m testbed "$@" >.setup.log 2>&1 || code=$?
+    if [ "$code" -eq 3 ] && [ -z "$named" ]; then
+        install_package "$debian" "$homebrew"
         code=0
-        .venv/bin/python -m "$1" >.setup.log 2>&1 || code=$?
+        .venv/bin/python -m testbed "$@" >.setup.log 2>&1 || code=$?
     fi
     [ "$code" -eq 0 ] || fail "$(tail -n 1 .setup.log)"
 }
@@ -70,7 +86,7 @@ fi
 
 case ${1:-} in
 check | pictures) ;; # which need no broker
-*) need testbed.broker rabbitmq-server rabbitmq "${RABBITMQ_URL:-}${RABBITMQ_SERVER:-}" ;;
+*) need "${RABBITMQ_URL:-}${RABBITMQ_SERVER:-}" rabbitmq-server rabbitmq ;;
 esac
 
 case ${1:-} in
@@ -78,7 +94,7 @@ bench | check)
     [ -e .venv/ready-bench ] || { install_group bench && touch .venv/ready-bench; }
     ;;
 cluster)
-    need testbed.cluster haproxy haproxy ""
+    need "" haproxy haproxy --cluster
     ;;
 pictures)
     command -v dot >/dev/null || install_package graphviz graphviz

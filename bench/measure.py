@@ -12,24 +12,35 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pika
 import psutil
 from pika.adapters.blocking_connection import BlockingChannel
-from pika.spec import BasicProperties
 
 from bench.plain.rpc_client import PlainRpcClient
 from bench.results import FILE, MEASURES, Results, Sample, Task
 from part_6.rpc_client import FibonacciRpcClient
-from testbed.broker import Broker, NoBrokerError, parser_with_broker, running_by_hand, wait_until
-from testbed.cluster import running_cluster
-from testbed.terminal import REPOSITORY, Terminal, into_file, replaced
+from testbed.broker import Broker, NoBrokerError, OwnBroker
+from testbed.choice import prepare_cluster
+from testbed.programs import (
+    HELLO,
+    LOGS,
+    NEW_TASK,
+    RPC_QUEUE,
+    SERVER,
+    TASK_QUEUE,
+    WORKER,
+    Programs,
+    in_flight,
+    publish_tasks,
+)
+from testbed.running import parser_with_broker, running, running_by_hand
+from testbed.terminal import REPOSITORY, into_file, replaced
+from testbed.waiting import wait_until
 
-HELLO, TASK_QUEUE, RPC_QUEUE, LOGS = "hello", "task_queue", "rpc_queue", "logs"
-NEW_TASK, WORKER, SERVER = "part_2/new_task.py", "part_2/worker.py", "part_6/rpc_server.py"
 PLAIN_WORKER, PLAIN_SERVER = "bench/plain/worker.py", "bench/plain/rpc_server.py"
 PRODUCER, PIPELINED = "bench/plain/producer.py", "bench/plain/pipelined_producer.py"
 
@@ -90,52 +101,6 @@ class Bench:
         copy = self.folder / f"altered_{Path(script).name}"
         copy.write_text(replaced(text, *replacements), encoding="utf-8")
         return str(copy)
-
-
-class Programs(contextlib.ExitStack):
-    """Programs that run on the broker until the end, and the time of each line that they print."""
-
-    def __init__(self, broker: Broker, keep: Callable[[str], str] = str) -> None:
-        """Have programs reach the broker; `keep` says what is kept of each line that they print."""
-        super().__init__()
-        self._broker = broker
-        self._keep = keep
-        self.started: list[Terminal] = []
-        self.printed: list[tuple[float, Terminal, str]] = []
-        self.push(self._show_what_failed)
-
-    def start(self, *command: str) -> Terminal:
-        """Start a program."""
-        name = str(len(self.started))
-        terminal = Terminal(name, self._broker.url, self._echo, *command, keep=self._keep)
-        self.started.append(terminal)
-        self.callback(terminal.kill)
-        return terminal
-
-    def start_ready(self, number: int, *command: str) -> None:
-        """Start a program until there are so many, and wait until all of them are ready."""
-        while len(self.started) < number:
-            self.start(*command)
-        for terminal in self.started:
-            terminal.expect_ready()
-
-    def wait_for(self, text: str, times: int) -> float:
-        """Return when `text` was printed for the last of so many times, once it was."""
-
-        def found() -> list[float]:
-            seen = [when for when, _, line in list(self.printed) if text in line]
-            return seen[:times] if len(seen) >= times else []
-
-        return wait_until(found, f"{times} lines with {text!r}", seconds=60)[-1]
-
-    def _show_what_failed(self, _: object, error: object, __: object) -> None:
-        """Show the last of what was printed, where a wait for it was in vain."""
-        if isinstance(error, AssertionError | TimeoutError):
-            for _, terminal, line in self.printed[-200:]:
-                print(f"terminal {terminal.name}  {line}")
-
-    def _echo(self, terminal: Terminal, line: str) -> None:
-        self.printed.append((time.perf_counter(), terminal, line))
 
 
 @contextlib.contextmanager
@@ -203,17 +168,6 @@ def sent_a_second(
         took = time.perf_counter() - began
     broker.clean()
     return sent / took
-
-
-def publish_tasks(channel: BlockingChannel, tasks: Iterable[str]) -> None:
-    """Send persistent tasks to the task queue."""
-    for task in tasks:
-        channel.basic_publish(
-            exchange="",
-            routing_key=TASK_QUEUE,
-            body=task.encode(),
-            properties=BasicProperties(delivery_mode=pika.DeliveryMode.Persistent),
-        )
 
 
 def done_a_second(broker: Broker, tasks: int, *command: str) -> float:
@@ -459,14 +413,6 @@ def calls_a_second(calls: int, *ways: Callable[[int], int]) -> list[float]:
     return [turns * a_turn / seconds[call] for call in ways]
 
 
-def in_flight(client: FibonacciRpcClient, calls: int) -> float:
-    """Return how many calls are answered in a second, all sent before the first is waited for."""
-    began = time.perf_counter()
-    for correlation_id in [client.request(5, timeout=60) for _ in range(calls)]:
-        client.result(correlation_id)
-    return calls / (time.perf_counter() - began)
-
-
 def servers(bench: Bench) -> Iterator[Sample]:
     """Part VI: more servers."""
     script = bench.altered(SERVER, REQUEST)
@@ -540,7 +486,7 @@ def measure_queues(
     """Measure the queue types on a cluster of that kind, or on the broker where there is none."""
     if kind:
         try:
-            with running_cluster(kind, print) as cluster:
+            with running(prepare_cluster(kind)) as cluster:
                 node, nodes = cluster.nodes[0], len(cluster.nodes)
                 return measure(node, size, tell, [queue_types], nodes)
         except NoBrokerError as error:
@@ -574,9 +520,10 @@ def main() -> None:
             bar.set_description_str(f"{sample.measure}: {sample.variant}")
 
         results = measure(broker, size, tell)
-        kind = None if arguments.quick else arguments.broker if broker.owned else "url"
+        kind = arguments.broker if isinstance(broker, OwnBroker) else "url"
+        cluster = None if arguments.quick else kind
         # Only now, since its nodes would take time from what is measured on one broker.
-        results.samples |= measure_queues(broker, kind, on_cluster, tell).samples
+        results.samples |= measure_queues(broker, cluster, on_cluster, tell).samples
     for name in MEASURES:
         print("\n".join(["", results.table(name), *results.goals(name)]))
     print(f"\n{results.conditions}")

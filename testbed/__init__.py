@@ -1,1 +1,1 @@
-"""What tests and tools both stand on: the broker of a run, a cluster, terminals."""
+"""What the tests, the tools and the benchmark all stand on: a broker, a cluster, a terminal."""

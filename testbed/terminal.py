@@ -14,11 +14,6 @@ from typing import IO, Self
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
-# A shell starts what it runs in the background with Ctrl+C ignored, and whatever that starts
-# inherits it: scripts started from such a test run would be deaf to Ctrl+C.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
 Echo = Callable[["Terminal", str], None]
 
 

@@ -1,29 +1,110 @@
-"""Fixtures: the broker of the run, found clean by each test, and terminals to run scripts in."""
+"""The options of a run, its broker, found clean by each test, and terminals to run scripts in."""
 
 import itertools
-import time
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from pika.adapters.blocking_connection import BlockingChannel
+from xdist.workermanage import WorkerController
 
-from testbed.broker import Broker
+from testbed.broker import Broker, NoBrokerError, OwnBroker
+from testbed.choice import KINDS, prepare, prepare_cluster
 from testbed.cluster import Cluster
+from testbed.programs import Programs
+from testbed.running import running
 from testbed.terminal import REPOSITORY, Terminal, replaced
-from tests.plugin import broker_of
 
 Run = Callable[..., Terminal]
 Variant = Callable[..., str]
 
+_BROKER = pytest.StashKey[Broker]()
+_STARTED = pytest.StashKey[list[str]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add --broker and --cluster."""
+    which = (
+        "which broker the tests run on: the one that RABBITMQ_URL names, a container of"
+        " RABBITMQ_IMAGE, or a private node of the installed RabbitMQ; auto takes the first that"
+        " can be had"
+    )
+    parser.addoption("--broker", choices=KINDS, default="auto", help=which)
+    whole = "run the tests that are marked `cluster`, and no others, on three nodes in a cluster"
+    parser.addoption("--cluster", action="store_true", help=whole)
+
+
+@pytest.hookimpl(optionalhook=True, tryfirst=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Run the tests in three processes, since they mostly wait; in one if there is one broker."""
+    kind = config.option.broker
+    return 0 if kind == "url" or (kind == "auto" and os.environ.get("RABBITMQ_URL")) else 3
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Choose the broker, or cluster; the first test that needs it starts it."""
+    config = session.config
+    config.stash[_STARTED] = []
+    if not config.option.collectonly:
+        choose = prepare_cluster if config.option.cluster else prepare
+        try:
+            config.stash[_BROKER] = choose(config.option.broker)
+        except NoBrokerError as error:
+            raise pytest.UsageError(str(error)) from None
+        config.add_cleanup(config.stash[_BROKER].discard)
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    """Say which broker was chosen."""
+    return f"broker: {config.stash[_BROKER].description}" if _BROKER in config.stash else ""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave tests of a cluster to runs that have one, and all others to those that have not."""
+    others = [item for item in items if ("cluster" in item.keywords) != config.option.cluster]
+    config.hook.pytest_deselected(items=others)
+    items[:] = [item for item in items if item not in others]
+    # Where several processes share the tests, those that wait the longest come first.
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: "own_broker" not in getattr(item, "fixturenames", ()))
+
+
+@pytest.fixture(scope="session")
+def started_broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
+    """The broker of the run. With xdist each process has its own."""
+    config = request.config
+    try:
+        with running(config.stash[_BROKER]) as broker:
+            started = f"RabbitMQ {broker.version}, {broker.description}"
+            config.stash[_STARTED].append(started)
+            getattr(config, "workeroutput", {})["broker"] = started
+            yield broker
+    except NoBrokerError as error:
+        request.session.shouldstop = str(error)  # once, and not by each test
+        raise
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: WorkerController) -> None:
+    """Note which broker a process had, unless it crashed."""
+    started = getattr(node, "workeroutput", {}).get("broker", "no broker")
+    node.config.stash[_STARTED].append(f"{node.gateway.id}: {started}")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say which version each broker stated that was started."""
+    for started in terminalreporter.config.stash[_STARTED]:
+        terminalreporter.write_line(started)
+
 
 @pytest.fixture
-def broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
+def broker(started_broker: Broker) -> Iterator[Broker]:
     """The broker of the run, without anything that the scripts declare by name."""
-    broker = broker_of(request.config)
-    broker.clean()
-    yield broker
-    broker.clean()
+    started_broker.clean()
+    yield started_broker
+    started_broker.clean()
 
 
 @pytest.fixture
@@ -35,9 +116,9 @@ def managed_broker(broker: Broker) -> Broker:
 
 
 @pytest.fixture
-def own_broker(broker: Broker) -> Iterator[Broker]:
+def own_broker(broker: Broker) -> Iterator[OwnBroker]:
     """The broker, for tests that stop or kill it; it runs again afterwards."""
-    if not broker.owned:
+    if not isinstance(broker, OwnBroker):
         pytest.skip(f"would stop {broker.description}")
     yield broker
     broker.start()
@@ -65,24 +146,9 @@ def run(broker: Broker) -> Iterator[Run]:
     What it prints is shown with the test's own output when the test fails. What still runs at
     the test's end is killed.
     """
-    terminals: list[Terminal] = []
-    numbers = itertools.count(1)
-    began = time.monotonic()
-
-    shown: list[str] = []
-
-    def echo(terminal: Terminal, line: str) -> None:
-        shown.append(f"{time.monotonic() - began:6.2f} s  terminal {terminal.name}  {line}")
-
-    def run(*command: str, url: str | None = None) -> Terminal:
-        terminals.append(Terminal(str(next(numbers)), url or broker.url, echo, *command))
-        return terminals[-1]
-
-    yield run
-    for terminal in terminals:
-        terminal.process.kill()
-        terminal.wait()
-    print("\n".join(shown))
+    with Programs(broker) as programs:
+        yield programs.start
+    programs.show()
 
 
 @pytest.fixture

@@ -13,8 +13,9 @@ from pika.exceptions import ChannelClosedByBroker
 from pika.spec import Basic, BasicProperties
 
 from part_2.worker import connection_lock, goodbye, work
-from testbed.broker import Broker, wait_until
+from testbed.broker import Broker, OwnBroker
 from testbed.terminal import REPOSITORY
+from testbed.waiting import wait_until
 from tests.conftest import Run, Variant
 from tests.test_part_2 import NEW_TASK, QUEUE, WORK, WORKER, received, send, until_there
 from tools.readme import definition
@@ -36,7 +37,7 @@ def version_of(broker: Broker) -> tuple[int, ...]:
 
 
 @pytest.mark.claim("beyond-own-user")
-def test_a_user_and_a_virtual_host_of_its_own(run: Run, own_broker: Broker) -> None:
+def test_a_user_and_a_virtual_host_of_its_own(run: Run, own_broker: OwnBroker) -> None:
     commands = readme_commands("tutorial")
     assert [command[0] for command in commands] == ["add_user", "add_vhost", "set_permissions"]
     login, _, host = own_broker.url.partition("@")
@@ -64,7 +65,7 @@ def test_a_user_and_a_virtual_host_of_its_own(run: Run, own_broker: Broker) -> N
 
 @pytest.mark.claim("beyond-tls")
 def test_tls_with_a_certificate_that_is_trusted_and_one_that_is_not(
-    run: Run, own_broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, own_broker: OwnBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for script in (NEW_TASK, WORKER):
         refused = run(script, url=own_broker.tls_url)
@@ -123,7 +124,7 @@ def on_message(
 
 @pytest.mark.claim("beyond-set-aside")
 def test_a_rejected_task_is_discarded_or_kept_in_a_queue_for_it(
-    run: Run, own_broker: Broker, channel: BlockingChannel, variant: Variant
+    run: Run, own_broker: OwnBroker, channel: BlockingChannel, variant: Variant
 ) -> None:
     (set_policy,) = readme_commands("failed_tasks")
     plain = definition((REPOSITORY / WORKER).read_text(encoding="utf-8"), "on_message")
@@ -167,7 +168,7 @@ def finish_first(
 
 @pytest.mark.claim("beyond-finish")
 def test_a_worker_finishes_its_task_first(
-    run: Run, own_broker: Broker, variant: Variant, tmp_path: Path
+    run: Run, own_broker: OwnBroker, variant: Variant, tmp_path: Path
 ) -> None:
     consume, callback = "def consume(", "on_message_callback=on_message"
     edits = [
@@ -211,7 +212,7 @@ def test_a_worker_finishes_its_task_first(
 
 @pytest.mark.claim("beyond-consumer-timeout")
 def test_a_task_unacknowledged_for_too_long_comes_again(
-    run: Run, own_broker: Broker, channel: BlockingChannel
+    run: Run, own_broker: OwnBroker, channel: BlockingChannel
 ) -> None:
     if version_of(own_broker) >= (4, 3):
         pytest.skip("holds for quorum queues only, from 4.3 on")
@@ -250,7 +251,7 @@ def test_hello_may_be_transient_until_4_3_and_durable_in_any_version(
 
     # A run's own broker permits it in any version.
     sender = run("part_1/sender.py")
-    if broker.owned or version_of(broker) < (4, 3):
+    if isinstance(broker, OwnBroker) or version_of(broker) < (4, 3):
         assert sender.wait() == 0
     else:
         assert sender.wait() == 1

@@ -7,9 +7,10 @@ import pytest
 
 from bench import measure as bench
 from bench.results import Sample
-from testbed.broker import Broker, wait_until
+from testbed.broker import Broker
 from testbed.cluster import Cluster
 from testbed.terminal import Terminal
+from testbed.waiting import wait_until
 from tests.conftest import Run, Variant
 from tests.test_part_2 import NEW_TASK, QUEUE, SEND_EACH, WORKER
 from tests.test_part_6 import CLIENT, SERVER

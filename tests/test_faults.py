@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from bench.measure import NEW_TASK, SERVER, WORKER
-from testbed.broker import Broker
+from testbed.broker import Broker, OwnBroker
+from testbed.programs import CLIENT, NEW_TASK, SERVER, WORKER
 from tests.conftest import Run
 from tools import faults
-from tools.faults import CLIENT, FULL, Ended, Report, Size
+from tools.faults import FULL, Ended, Report, Size
 
 SHORT = Size(
     tasks=50,
@@ -25,7 +25,7 @@ SHORT = Size(
 
 
 @pytest.mark.timeout(180)  # it may wait for its programs for as long as they may take
-def test_a_short_run(own_broker: Broker) -> None:
+def test_a_short_run(own_broker: OwnBroker) -> None:
     planned = faults.plan(SHORT, seed=1)
     report = faults.trial(own_broker, planned, print)
     print("\n".join(report.figures()))

@@ -8,8 +8,9 @@ import pytest
 from pika.adapters.blocking_connection import BlockingChannel
 from pika.exceptions import ChannelClosedByBroker, UnroutableError
 
-from testbed.broker import Broker, wait_until
+from testbed.broker import Broker, OwnBroker
 from testbed.terminal import Terminal
+from testbed.waiting import wait_until
 from tests.conftest import Run, Variant
 
 NEW_TASK, WORKER, QUEUE = "part_2/new_task.py", "part_2/worker.py", "task_queue"
@@ -215,7 +216,7 @@ def test_a_queue_cannot_be_declared_again_with_other_properties(
 
 @pytest.mark.claim("II-transient-lost", "II-durable-restart")
 def test_what_a_restart_of_the_broker_leaves(
-    run: Run, own_broker: Broker, variant: Variant
+    run: Run, own_broker: OwnBroker, variant: Variant
 ) -> None:
     transient = variant(NEW_TASK, ("DeliveryMode.Persistent", "DeliveryMode.Transient"))
     for command in (
@@ -238,7 +239,7 @@ def test_what_a_restart_of_the_broker_leaves(
 
 @pytest.mark.claim("II-confirms", "II-reconnect")
 def test_no_task_reported_as_sent_is_lost_when_the_broker_is_killed_outright(
-    run: Run, own_broker: Broker, variant: Variant, tmp_path: Path
+    run: Run, own_broker: OwnBroker, variant: Variant, tmp_path: Path
 ) -> None:
     # Each task lasts until the broker was killed, however long that takes.
     killed = tmp_path / "killed"

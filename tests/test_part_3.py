@@ -9,8 +9,9 @@ from pika import BasicProperties
 from pika.adapters.blocking_connection import BlockingChannel
 from pika.exceptions import ChannelClosedByBroker, UnroutableError
 
-from testbed.broker import Broker, wait_until
+from testbed.broker import Broker
 from testbed.terminal import Terminal, into_file
+from testbed.waiting import wait_until
 from tests.conftest import Run, Variant
 
 EMIT, RECEIVE, EXCHANGE = "part_3/emit_log.py", "part_3/receive_logs.py", "logs"

@@ -7,7 +7,8 @@ from pika import BasicProperties
 from pika.adapters.blocking_connection import BlockingChannel
 
 from part_6.rpc_client import FibonacciRpcClient, RpcError
-from testbed.broker import Broker, wait_until
+from testbed.broker import Broker, OwnBroker
+from testbed.waiting import wait_until
 from tests.conftest import Run, Variant
 
 CLIENT, SERVER, QUEUE = "part_6/rpc_client.py", "part_6/rpc_server.py", "rpc_queue"
@@ -257,7 +258,7 @@ def test_a_bad_request_is_answered_with_an_error(
 
 @pytest.mark.claim("VI-reconnect")
 def test_a_server_outlives_a_restart_of_the_broker(
-    run: Run, own_broker: Broker, variant: Variant
+    run: Run, own_broker: OwnBroker, variant: Variant
 ) -> None:
     server = run(SERVER).expect_ready()
     busy = run(slow(variant, 30)).expect_ready()

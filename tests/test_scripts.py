@@ -20,8 +20,10 @@ import pytest
 from pika import BasicProperties
 from pika.adapters.blocking_connection import BlockingChannel
 
-from testbed.broker import EXCHANGES, QUEUES, Broker, free_ports, wait_until
+from testbed.broker import EXCHANGES, QUEUES, Broker, OwnBroker
+from testbed.settings import free_ports
 from testbed.terminal import REPOSITORY, Terminal, into_file, script_environment
+from testbed.waiting import wait_until
 from tests.conftest import Run, Variant
 from tests.test_part_3 import file_has
 from tools.readme import definition
@@ -242,7 +244,7 @@ def test_the_password_is_wrong(run: Run, broker: Broker) -> None:
 
 
 @pytest.fixture
-def limited(own_broker: Broker) -> Iterator[str]:
+def limited(own_broker: OwnBroker) -> Iterator[str]:
     """The address of the broker for a user who may do nothing yet (see `permit`)."""
     user = {"password": SECRET, "tags": ""}
     own_broker.management("users/limited", "PUT", user)
@@ -256,7 +258,7 @@ def permit(broker: Broker, **permissions: str) -> None:
 
 
 def test_the_virtual_host_is_missing_or_not_the_logins(
-    run: Run, own_broker: Broker, limited: str
+    run: Run, own_broker: OwnBroker, limited: str
 ) -> None:
     clues = ("No connection", "RABBITMQ_URL")
     url = address(host_of(own_broker), login="limited", virtual_host="nowhere")
@@ -264,7 +266,7 @@ def test_the_virtual_host_is_missing_or_not_the_logins(
     each_fails_with_one_line(run, limited, SCRIPTS, "NOT_ALLOWED - access to vhost", *clues)
 
 
-def test_a_login_is_refused_its_permissions(run: Run, own_broker: Broker, limited: str) -> None:
+def test_a_login_is_refused_its_permissions(run: Run, own_broker: OwnBroker, limited: str) -> None:
     # To declare a queue or an exchange takes the permission to configure it.
     permit(own_broker, configure="^$", write=".*", read=".*")
     each_fails_with_one_line(run, limited, SCRIPTS, "Refused", "ACCESS_REFUSED")
@@ -293,7 +295,7 @@ def test_a_login_is_refused_its_permissions(run: Run, own_broker: Broker, limite
 
 
 def test_a_service_that_may_not_answer_says_so(
-    run: Run, own_broker: Broker, limited: str, channel: BlockingChannel
+    run: Run, own_broker: OwnBroker, limited: str, channel: BlockingChannel
 ) -> None:
     permit(own_broker, configure=".*", write="^$", read=".*")
     answering = [script for script in SERVICES if "basic_publish(" in SOURCES[script]]
@@ -486,7 +488,7 @@ def test_the_ready_line_reaches_a_file_at_once(broker: Broker, tmp_path: Path) -
             wait_until(partial(file_has, log, "[*] Waiting"), "the ready line in the file")
 
 
-def test_a_lost_connection_ends_a_viewer_and_not_a_service(run: Run, own_broker: Broker) -> None:
+def test_a_lost_connection_ends_a_viewer_and_not_a_service(run: Run, own_broker: OwnBroker) -> None:
     consumers = {script: run(*command(script)) for script in CONSUMERS}
     for consumer in consumers.values():
         consumer.expect_ready()
@@ -570,7 +572,7 @@ def test_a_reader_that_ends_is_no_error(
 
 
 def test_a_broker_that_blocks_publishers(
-    run: Run, own_broker: Broker, channel: BlockingChannel, variant: Variant
+    run: Run, own_broker: OwnBroker, channel: BlockingChannel, variant: Variant
 ) -> None:
     consumers = {script: run(*command(script)) for script in CONSUMERS}
     for consumer in consumers.values():
@@ -607,7 +609,7 @@ def has_stopped(process: psutil.Process) -> bool:
     return bool(process.status() == psutil.STATUS_STOPPED)
 
 
-def test_a_network_that_goes_silent(run: Run, own_broker: Broker, variant: Variant) -> None:
+def test_a_network_that_goes_silent(run: Run, own_broker: OwnBroker, variant: Variant) -> None:
     # Both notice it by heartbeats, pika 5 s after two of them are due; a minute by default. But
     # RabbitMQ must not do so while producers wait for the others to start.
     url = f"{own_broker.url}?heartbeat=3"

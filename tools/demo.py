@@ -11,7 +11,8 @@ import shlex
 import sys
 from collections.abc import Callable
 
-from testbed.broker import Broker, parser_with_broker, running_by_hand
+from testbed.broker import Broker, OwnBroker
+from testbed.running import parser_with_broker, running_by_hand
 from testbed.terminal import Terminal
 
 # One colour a terminal, from those that read on a dark and on a light page.
@@ -56,15 +57,20 @@ class Stage:
     def ctl(self, terminal: int, *arguments: str) -> None:
         """Type a rabbitmqctl command, whose own output is not shown."""
         self._print(terminal, f"$ sudo rabbitmqctl {shlex.join(arguments)}")
-        self._broker.ctl(*arguments)
+        self._own_broker.ctl(*arguments)
 
     def stop_broker(self) -> None:
         """Shut the broker down; `start_broker` starts it again."""
-        self._broker.stop()
+        self._own_broker.stop()
 
     def start_broker(self) -> None:
         """Start the broker again."""
-        self._broker.start()
+        self._own_broker.start()
+
+    @property
+    def _own_broker(self) -> OwnBroker:
+        assert isinstance(self._broker, OwnBroker), "the scene stops its broker: unset RABBITMQ_URL"
+        return self._broker
 
     def wait_for_acknowledgements(self, queue: str) -> None:
         """Wait until what the consumers of the queue have done is acknowledged, too."""

@@ -25,16 +25,23 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import pairwise
 
-import psutil
-
-from bench.measure import NEW_TASK, RPC_QUEUE, SERVER, TASK_QUEUE, WORKER, Programs
-from testbed.broker import Broker, parser_with_broker, running_by_hand, wait_until
+from testbed.broker import OwnBroker
+from testbed.programs import (
+    CLIENT,
+    NEW_TASK,
+    RECEIVED,
+    RPC_QUEUE,
+    SERVER,
+    TASK_QUEUE,
+    WORKER,
+    Programs,
+    processes_left,
+    tasks_done,
+)
+from testbed.running import parser_with_broker, running_by_hand, telling
 from testbed.terminal import Terminal
-
-CLIENT = "part_6/rpc_client.py"
-RECEIVED = " [x] Received "
+from testbed.waiting import wait_until
 
 WORKERS, SERVERS = 4, 2
 # How many run new_task.py and rpc_client.py at the same time.
@@ -49,6 +56,9 @@ TIMEOUT_S = 20
 LIMITS_S = {NEW_TASK: 75, CLIENT: TIMEOUT_S + 30}
 # A job that fails so often fails for another reason than a fault.
 ATTEMPTS = 5
+
+
+Command = tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -90,33 +100,10 @@ class Fault:
 
 
 @dataclass(frozen=True)
-class Task:
-    """A task to be sent."""
-
-    number: int
-    seconds: int
-
-    def command(self, attempt: int) -> tuple[str, ...]:
-        """Return the command line, with a text for each attempt, since each may arrive."""
-        return NEW_TASK, f"task {self.number}, attempt {attempt}{'.' * self.seconds}"
-
-
-@dataclass(frozen=True)
-class Calls:
-    """Numbers to ask for in one run of the client."""
-
-    numbers: tuple[int, ...]
-
-    def command(self, attempt: int) -> tuple[str, ...]:
-        """Return the command line."""
-        return CLIENT, "--timeout", str(TIMEOUT_S), *map(str, self.numbers)
-
-
-@dataclass(frozen=True)
 class Plan:
     """What a seed makes of a size: the jobs in their order, and the faults in theirs."""
 
-    jobs: Sequence[Task | Calls]
+    jobs: Sequence[Command]
     faults: Sequence[Fault]
 
 
@@ -124,8 +111,12 @@ def plan(size: Size, seed: int) -> Plan:
     """Return the jobs and the faults of that seed."""
     chance = random.Random(seed)  # noqa: S311 - it is to be predictable
     # Every third task takes a second, so that there are busy workers all the time.
-    jobs: list[Task | Calls] = [Task(n, chance.choice((0, 0, 1))) for n in range(size.tasks)]
-    jobs += [Calls(tuple(chance.choices(NUMBERS, k=CALLS))) for _ in range(size.clients)]
+    jobs: list[Command] = [
+        (NEW_TASK, f"task {n}{chance.choice(('', '', '.'))}") for n in range(size.tasks)
+    ]
+    for _ in range(size.clients):
+        numbers = chance.choices(NUMBERS, k=CALLS)
+        jobs.append((CLIENT, "--timeout", str(TIMEOUT_S), *map(str, numbers)))
     chance.shuffle(jobs)
     whats = [what for what, number in size.faults.items() for _ in range(number)]
     chance.shuffle(whats)
@@ -144,7 +135,7 @@ class Ended:
     all the while; what befell workers and servers is for nobody else to notice.
     """
 
-    command: tuple[str, ...]
+    command: Command
     code: int | None
     out: Sequence[str] = ()
     error: Sequence[str] = ()
@@ -210,13 +201,6 @@ def wrong_with_consumer(ended: Ended) -> Iterator[str]:
         unclear = [line for line in ended.error if not line.startswith(" [!] Connection lost")]
         if unclear:
             yield f"{ended.command[0]} said on stderr: {unclear}"
-
-
-def tasks_done(lines: Iterable[str]) -> Iterator[str]:
-    """Return the tasks that a worker did by the lines that it printed, as often as it did each."""
-    for begun, following in pairwise(lines):
-        if begun.startswith(RECEIVED) and following == " [x] Done":
-            yield begun.removeprefix(RECEIVED)
 
 
 def wrong_with_tasks(senders: Iterable[Ended], workers: Sequence[Ended]) -> Iterator[str]:
@@ -294,36 +278,32 @@ class Report:
             yield f"{what}: {times} times"
 
 
+@dataclass
 class Trial:
-    """A run of the programs on a broker, with faults."""
+    """A run of the programs on a broker, with faults.
 
-    def __init__(
-        self,
-        broker: Broker,
-        programs: Programs,
-        tell: Callable[[str], None],
-        worker: str = WORKER,
-        server: str = SERVER,
-    ) -> None:
-        """Prepare a run.
+    Attributes:
+        broker: It is stopped and killed.
+        programs: What is started.
+        tell: Is called with a line for each fault.
+        worker: The path of a script to run in the place of the tutorial's.
+        server: The same for the server.
+    """
 
-        Args:
-            broker: It is stopped and killed.
-            programs: What is started.
-            tell: Is called with a line for each fault.
-            worker: The path of a script to run in the place of the tutorial's.
-            server: The same for the server.
-        """
-        self._broker = broker
-        self._programs = programs
-        self._tell = tell
-        self._scripts = {"worker": worker, "server": server}
+    broker: OwnBroker
+    programs: Programs
+    tell: Callable[[str], None]
+    worker: str = WORKER
+    server: str = SERVER
+
+    def __post_init__(self) -> None:
+        """Begin with nothing started, and nothing done."""
+        self._scripts = {"worker": self.worker, "server": self.server}
         #: All that were ever started, and those of them that run, in their places.
         self._consumers: dict[str, list[Terminal]] = {"worker": [], "server": []}
         self._places: dict[str, list[Terminal]] = {"worker": [], "server": []}
-        self._jobs = deque[Task | Calls]()
-        self._through = 0
-        self._lock = threading.Lock()
+        self._jobs = deque[Command]()
+        self._through: list[Command] = []
         self._asking = set[Terminal]()
         self._broker_runs = threading.Event()
         self._outages = 0
@@ -335,7 +315,7 @@ class Trial:
             self._places[kind] = [self._start(kind) for _ in range(number)]
             for consumer in self._places[kind]:
                 consumer.expect_ready()
-        self._broker.settle()
+        self.broker.settle()
         self._jobs.extend(plan.jobs)
         self._broker_runs.set()
         with ThreadPoolExecutor(SHELLS) as pool:
@@ -352,7 +332,7 @@ class Trial:
         return self._report
 
     def _start(self, kind: str) -> Terminal:
-        consumer = self._programs.start(self._scripts[kind])
+        consumer = self.programs.start(self._scripts[kind])
         self._consumers[kind].append(consumer)
         return consumer
 
@@ -361,7 +341,7 @@ class Trial:
             for shell in shells:
                 if shell.done():
                     shell.result()  # an error of this program's own ends the run
-            return self._through >= number
+            return len(self._through) >= number
 
         wait_until(through, f"{number} jobs to be through", seconds=300)
 
@@ -373,21 +353,20 @@ class Trial:
             except IndexError:
                 return
             for attempt in range(1, ATTEMPTS + 1):
-                ended = self._program(job.command(attempt))
-                with self._lock:
-                    if isinstance(job, Task):
-                        self._report.senders.append(ended)
-                    else:
-                        self._report.clients.append(ended)
+                if job[0] == CLIENT:
+                    ended = self._program(job)
+                    self._report.clients.append(ended)
+                else:  # with a text for each attempt, since each may arrive
+                    ended = self._program((NEW_TASK, f"attempt {attempt}, {job[1]}"))
+                    self._report.senders.append(ended)
                 if ended.through:
                     break
                 self._broker_runs.wait()
-            with self._lock:
-                self._through += 1
+            self._through.append(job)
 
-    def _program(self, command: tuple[str, ...]) -> Ended:
+    def _program(self, command: Command) -> Ended:
         outages, calm = self._outages, self._broker_runs.is_set()  # in this order, as they change
-        terminal = self._programs.start(*command)
+        terminal = self.programs.start(*command)
         if command[0] == CLIENT:
             self._asking.add(terminal)
         try:
@@ -405,10 +384,10 @@ class Trial:
             self._broker_runs.clear()
             self._outages += 1
             if fault.what == "stop the broker":
-                self._broker.stop()
+                self.broker.stop()
             else:
-                self._broker.kill()
-            self._broker.start()
+                self.broker.kill()
+            self.broker.start()
             self._broker_runs.set()
         else:
             *_, kind = fault.what.split()
@@ -420,7 +399,7 @@ class Trial:
                 )
             self._replace(kind, consumer)
         self._report.faults[fault.what] += 1
-        self._tell(
+        self.tell(
             f"after {fault.after} jobs: {fault.what}, and start it again"
             f" ({time.monotonic() - began:.1f} s)"
         )
@@ -453,25 +432,12 @@ class Trial:
         self._report.processes = processes_left()
 
     def _left(self) -> dict[str, int]:
-        messages = self._broker.messages()
+        messages = self.broker.messages()
         return {queue: messages.get(queue, 0) for queue in (TASK_QUEUE, RPC_QUEUE)}
 
 
-def processes_left() -> list[str]:
-    """Return the command lines of the Python programs that this one started and that still run."""
-    left = []
-    for child in psutil.Process().children(recursive=True):
-        try:
-            command = child.cmdline()
-        except psutil.Error:  # it ended meanwhile
-            continue
-        if command[:1] == [sys.executable]:
-            left.append(" ".join(command))
-    return left
-
-
 def trial(
-    broker: Broker,
+    broker: OwnBroker,
     planned: Plan,
     tell: Callable[[str], None],
     worker: str = WORKER,
@@ -491,13 +457,9 @@ def main() -> None:
     arguments = parser.parse_args()
     print(f"seed {arguments.seed}", flush=True)
     planned = plan(FULL, arguments.seed)
-    began = time.monotonic()
-
-    def tell(line: str) -> None:
-        print(f"{time.monotonic() - began:6.1f} s  {line}", flush=True)
-
+    tell = telling()
     with running_by_hand(arguments.broker) as broker:
-        if not broker.owned:
+        if not isinstance(broker, OwnBroker):
             sys.exit(
                 f"{broker.description} is somebody's, and this run stops and kills its broker:"
                 " unset RABBITMQ_URL, or choose --broker=docker or --broker=local"
@@ -507,9 +469,7 @@ def main() -> None:
     wrong = list(report.wrong(len(planned.jobs)))
     if wrong:
         sys.exit("\n".join(["", *wrong[:20], f"{len(wrong)} wrong, with seed {arguments.seed}"]))
-    print(
-        f"All as it should be, after {time.monotonic() - began:.0f} s, with seed {arguments.seed}."
-    )
+    tell(f"all as it should be, with seed {arguments.seed}")
 
 
 if __name__ == "__main__":

@@ -18,19 +18,23 @@ from dataclasses import dataclass
 
 import psutil
 
-from bench.measure import (
+from part_6.rpc_client import FibonacciRpcClient
+from testbed.broker import Broker
+from testbed.programs import (
     LOGS,
+    RECEIVED,
     SERVER,
     TASK_QUEUE,
     WORKER,
     Programs,
     in_flight,
+    processes_left,
     publish_tasks,
+    tasks_done,
 )
-from part_6.rpc_client import FibonacciRpcClient
-from testbed.broker import Broker, parser_with_broker, running_by_hand, wait_until
+from testbed.running import parser_with_broker, running_by_hand, telling
 from testbed.terminal import Terminal
-from tools.faults import RECEIVED, processes_left, tasks_done
+from testbed.waiting import wait_until
 
 RECEIVER = "part_3/receive_logs.py"
 
@@ -300,17 +304,13 @@ def main() -> None:
     parser.add_argument("--receiver", default=RECEIVER, help="the same for receive_logs.py")
     parser.add_argument("--server", default=SERVER, help="the same for rpc_server.py")
     arguments = parser.parse_args()
-    began = time.monotonic()
-
-    def tell(line: str) -> None:
-        print(f"{time.monotonic() - began:6.1f} s  {line}", flush=True)
-
+    tell = telling()
     scripts = (arguments.worker, arguments.receiver, arguments.server)
     with running_by_hand(arguments.broker) as broker:
         wrong = list(load(broker, FULL, tell, *scripts))
     if wrong:
         sys.exit("\n".join(["", *wrong[:20], f"{len(wrong)} wrong"]))
-    print(f"All as it should be, after {time.monotonic() - began:.0f} s.")
+    tell("all as it should be")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,9 @@ import functools
 import sys
 
 from bench.results import Results
-from testbed.broker import Broker, running
+from testbed.broker import Broker, OwnBroker
+from testbed.choice import prepare
+from testbed.running import running
 from testbed.terminal import REPOSITORY
 from tools import demo
 
@@ -74,9 +76,9 @@ def definition(source: str, name: str) -> str:
 @functools.cache
 def _broker() -> Broker:
     # One for the whole page, discarded when cog has done the last of it.
+    broker = prepare("auto")
+    if not isinstance(broker, OwnBroker):
+        sys.exit("the transcripts stop their broker: unset RABBITMQ_URL")
     stack = contextlib.ExitStack()
     atexit.register(stack.close)
-    broker = stack.enter_context(running("auto", functools.partial(print, file=sys.stderr)))
-    if not broker.owned:
-        sys.exit("the transcripts stop their broker: unset RABBITMQ_URL")
-    return broker
+    return stack.enter_context(running(broker))

@@ -18,8 +18,10 @@ from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 
-from testbed.broker import Broker, parser_with_broker, running_by_hand, wait_until
+from testbed.broker import Broker
+from testbed.running import parser_with_broker, running_by_hand
 from testbed.terminal import REPOSITORY
+from testbed.waiting import wait_until
 from tools.demo import Stage
 from tools.pictures import save
 

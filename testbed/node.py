@@ -1,0 +1,176 @@
+"""A private node of an installed RabbitMQ, with ports, data and a cookie of its own."""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import psutil
+from mirakuru import TCPExecutor
+from mirakuru.exceptions import ExecutorError
+
+from testbed.broker import NoBrokerError, OwnBroker
+from testbed.settings import ADVANCED_CONFIG, free_ports, rabbitmq_conf, tls_files
+from testbed.waiting import wait_until
+
+# Where the packages of Debian and Homebrew put the server, for who has not got it on the path.
+_SERVER_PROGRAMS = (
+    "/usr/lib/rabbitmq/bin/rabbitmq-server",
+    "/opt/homebrew/sbin/rabbitmq-server",
+    "/usr/local/sbin/rabbitmq-server",
+)
+
+
+class Node(OwnBroker):
+    """A node that this machine's RabbitMQ runs, apart from all that the machine has set up."""
+
+    def __init__(
+        self, server: Path, *, cookie: str | None = None, epmd_port: int | None = None
+    ) -> None:
+        """Prepare a node that the program `server` will run.
+
+        Args:
+            server: RabbitMQ's server program.
+            cookie: The Erlang cookie of the cluster that it will be in. By default one of its own.
+            epmd_port: The port of that cluster's port mapper. By default the node starts its own.
+        """
+        self.description = f"a private node of {server}"
+        self._ctl = server.resolve().with_name("rabbitmqctl")
+        self._data = tempfile.TemporaryDirectory(prefix="rabbitmq-tutorial-")
+        home = Path(self._data.name)
+        self.port, tls_port, management_port, distribution_port, own_epmd_port = free_ports(5)
+        self.name = f"tutorial-{self.port}@localhost"
+        self.url = f"amqp://guest:guest@localhost:{self.port}/%2F"
+        self.tls_url = f"amqps://guest:guest@localhost:{tls_port}/%2F"
+        self.management_url = f"http://guest:guest@localhost:{management_port}"
+        tls = tls_files("localhost")
+        self.authority = tls["authority.pem"]
+        for name, content in tls.items():
+            (home / name).write_bytes(content)
+        if cookie:
+            (home / ".erlang.cookie").write_text(cookie)
+            (home / ".erlang.cookie").chmod(0o400)
+        (home / "conf.d").mkdir()
+        (home / "advanced.config").write_text(ADVANCED_CONFIG)
+        (home / "enabled_plugins").write_text("[rabbitmq_management].\n")
+        (home / "rabbitmq.conf").write_text(
+            f"listeners.tcp.local = 127.0.0.1:{self.port}\n"
+            f"listeners.ssl.local = 127.0.0.1:{tls_port}\n"
+            f"management.tcp.ip = 127.0.0.1\n"
+            f"management.tcp.port = {management_port}\n"
+            f"{rabbitmq_conf(str(home))}"
+        )
+        self._stderr = (home / "stderr.log").open("w+")
+        # What the machine's own settings in /etc/rabbitmq say is not for this node: https://www.rabbitmq.com/docs/configure#supported-environment-variables
+        self._environment = {
+            "HOME": str(home),  # where Erlang looks for the cookie, or makes one
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "ERL_EPMD_PORT": str(epmd_port or own_epmd_port),
+            "RABBITMQ_NODENAME": self.name,
+            "RABBITMQ_NODE_PORT": str(self.port),
+            "RABBITMQ_DIST_PORT": str(distribution_port),
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+            "RABBITMQ_CONF_ENV_FILE": str(home / "rabbitmq-env.conf"),
+            "RABBITMQ_CONFIG_FILE": str(home / "rabbitmq.conf"),
+            "RABBITMQ_CONFIG_FILES": str(home / "conf.d"),
+            "RABBITMQ_ADVANCED_CONFIG_FILE": str(home / "advanced.config"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(home / "enabled_plugins"),
+            "RABBITMQ_MNESIA_BASE": str(home / "data"),
+            "RABBITMQ_SCHEMA_DIR": str(home / "schema"),
+            "RABBITMQ_LOG_BASE": str(home / "log"),
+        }
+        # mirakuru ends what the server leaves behind too, such as Erlang's port mapper, epmd.
+        self._executor = TCPExecutor(
+            [str(server)],
+            host="127.0.0.1",
+            port=self.port,
+            timeout=60,
+            envvars=self._environment,
+            stdout=subprocess.DEVNULL,
+            stderr=self._stderr,
+        )
+
+    def configure(self, settings: str) -> None:
+        """Add settings to those of its rabbitmq.conf, before it starts."""
+        (Path(self._data.name) / "conf.d" / "cluster.conf").write_text(settings)
+
+    def start(self) -> None:
+        """Start the node, unless it is running.
+
+        Raises:
+            NoBrokerError: It does not start; the text ends with what it said.
+        """
+        if self._executor.running():
+            return
+        try:
+            self._executor.start()
+        except ExecutorError as error:
+            self._stderr.seek(0)
+            said = self._stderr.read().strip().splitlines()[-3:]
+            raise NoBrokerError(f"{self.description} does not start: {' / '.join(said)}") from error
+        self._wait_for_login()
+
+    def stop(self) -> None:
+        """Shut the node down in order, by SIGTERM."""
+        # Which exit code the server's shell script makes of the signal differs between packages.
+        with contextlib.suppress(ExecutorError):
+            self._executor.stop()
+
+    def kill(self) -> None:
+        """Kill the node's processes with SIGKILL."""
+        self._executor.kill()
+        # mirakuru waits for its own child only, the shell script, and not for the Erlang machine.
+        wait_until(lambda: not self._executor.pre_start_check(), "the killed node's port to close")
+
+    def pause(self) -> None:
+        """Stop the node's processes by SIGSTOP."""
+        for process in self._processes():
+            process.suspend()
+
+    def resume(self) -> None:
+        """Have them go on, by SIGCONT."""
+        for process in self._processes():
+            process.resume()
+
+    def _processes(self) -> list[psutil.Process]:
+        process = self._executor.process
+        assert process is not None, "it was never started"
+        shell = psutil.Process(process.pid)
+        return [shell, *shell.children(recursive=True)]
+
+    def discard(self) -> None:
+        """Kill the node and delete its folder."""
+        self._executor.kill()
+        self._stderr.close()
+        self._data.cleanup()
+
+    def ctl(self, *arguments: str) -> str:
+        """Return what rabbitmqctl prints on the node."""
+        return subprocess.run(
+            [self._ctl, *arguments],
+            env={**os.environ, **self._environment},
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+
+
+def server_program() -> Path:
+    """Return the program that runs a node.
+
+    Raises:
+        NoBrokerError: RabbitMQ is not installed, or RABBITMQ_SERVER names no program.
+    """
+    named = os.environ.get("RABBITMQ_SERVER")
+    for candidate in [named] if named else ["rabbitmq-server", *_SERVER_PROGRAMS]:
+        if found := shutil.which(candidate):
+            # Debian's wrapper on the path runs the system's own node, as its user, and no other.
+            behind = Path(found).resolve()
+            if behind.name == "rabbitmq-script-wrapper":
+                return behind.with_name("rabbitmq-server")
+            return Path(found)
+    if named:
+        raise NoBrokerError(f"RABBITMQ_SERVER names {named}, which is no program")
+    raise NoBrokerError("RabbitMQ is not installed")

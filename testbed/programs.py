@@ -1,0 +1,112 @@
+"""The tutorial's programs, many at once: their names, how they are started, what they print."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from itertools import pairwise
+
+import pika
+import psutil
+from pika.adapters.blocking_connection import BlockingChannel
+
+from part_6.rpc_client import FibonacciRpcClient
+from testbed.broker import Broker
+from testbed.terminal import Terminal
+from testbed.waiting import wait_until
+
+NEW_TASK, WORKER = "part_2/new_task.py", "part_2/worker.py"
+CLIENT, SERVER = "part_6/rpc_client.py", "part_6/rpc_server.py"
+HELLO, TASK_QUEUE, RPC_QUEUE, LOGS = "hello", "task_queue", "rpc_queue", "logs"
+
+#: What stands before a task in the line with which a worker begins it.
+RECEIVED = " [x] Received "
+
+
+class Programs(contextlib.ExitStack):
+    """Programs that run on the broker until the end, and the time of each line that they print."""
+
+    def __init__(self, broker: Broker, keep: Callable[[str], str] = str) -> None:
+        """Have programs reach the broker; `keep` says what is kept of each line that they print."""
+        super().__init__()
+        self._broker = broker
+        self._keep = keep
+        self._began = time.perf_counter()
+        self.started: list[Terminal] = []
+        self.printed: list[tuple[float, Terminal, str]] = []
+        self.push(self._show_what_failed)
+
+    def start(self, *command: str, url: str | None = None) -> Terminal:
+        """Start a program, which reaches the broker, or the one at another address."""
+        name = str(len(self.started) + 1)
+        terminal = Terminal(name, url or self._broker.url, self._echo, *command, keep=self._keep)
+        self.started.append(terminal)
+        self.callback(terminal.wait)
+        self.callback(terminal.process.kill)
+        return terminal
+
+    def start_ready(self, number: int, *command: str) -> None:
+        """Start a program until there are so many, and wait until all of them are ready."""
+        while len(self.started) < number:
+            self.start(*command)
+        for terminal in self.started:
+            terminal.expect_ready()
+
+    def wait_for(self, text: str, times: int) -> float:
+        """Return when `text` was printed for the last of so many times, once it was."""
+
+        def found() -> list[float]:
+            seen = [when for when, _, line in list(self.printed) if text in line]
+            return seen[:times] if len(seen) >= times else []
+
+        return wait_until(found, f"{times} lines with {text!r}", seconds=60)[-1]
+
+    def show(self, most: int = 0) -> None:
+        """Print what the programs printed, or the last of it, each line with its time."""
+        for when, terminal, line in self.printed[-most:]:
+            print(f"{when - self._began:6.2f} s  terminal {terminal.name}  {line}")
+
+    def _show_what_failed(self, _: object, error: object, __: object) -> None:
+        """Show the last of what was printed, where a wait for it was in vain."""
+        if isinstance(error, AssertionError | TimeoutError):
+            self.show(most=200)
+
+    def _echo(self, terminal: Terminal, line: str) -> None:
+        self.printed.append((time.perf_counter(), terminal, line))
+
+
+def processes_left() -> list[str]:
+    """Return the command lines of the Python programs that this one started and that still run."""
+    left = []
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it ended meanwhile
+            command = child.cmdline()
+            if command[:1] == [sys.executable]:
+                left.append(" ".join(command))
+    return left
+
+
+def publish_tasks(channel: BlockingChannel, tasks: Iterable[str]) -> None:
+    """Send persistent tasks to the task queue."""
+    for task in tasks:
+        channel.basic_publish(
+            exchange="",
+            routing_key=TASK_QUEUE,
+            body=task.encode(),
+            properties=pika.BasicProperties(delivery_mode=pika.DeliveryMode.Persistent),
+        )
+
+
+def tasks_done(lines: Iterable[str]) -> Iterator[str]:
+    """Return the tasks that a worker did by the lines that it printed, as often as it did each."""
+    for begun, following in pairwise(lines):
+        if begun.startswith(RECEIVED) and following == " [x] Done":
+            yield begun.removeprefix(RECEIVED)
+
+
+def in_flight(client: FibonacciRpcClient, calls: int) -> float:
+    """Return how many calls are answered in a second, all sent before the first is waited for."""
+    began = time.perf_counter()
+    for correlation_id in [client.request(5, timeout=60) for _ in range(calls)]:
+        client.result(correlation_id)
+    return calls / (time.perf_counter() - began)

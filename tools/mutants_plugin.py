@@ -1,0 +1,45 @@
+"""What `make mutants` has pytest count: a test that runs a script, and that fails.
+
+Tests that run no script do not count, since whoever edits a script would edit a check of its text
+along with it; nor does a test that cannot begin, because it alters the very line that was edited.
+"""
+
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+
+from testbed.terminal import replaced
+
+#: Where the test that failed, and why, is written to: two lines.
+CAUGHT = Path("caught.txt")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the tests that run no script; in each file have those that stop a broker last."""
+    fixtures = {item: getattr(item, "fixturenames", ()) for item in items}
+    files = list(dict.fromkeys(item.path for item in items))
+    # A test that runs a script has the broker for it.
+    config.hook.pytest_deselected(items=[item for item in items if "broker" not in fixtures[item]])
+    items[:] = [item for item in items if "broker" in fixtures[item]]
+    items.sort(key=lambda item: (files.index(item.path), "own_broker" in fixtures[item]))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Have a test that misses the text it alters neither pass nor fail, so that others go on."""
+    report = yield
+    if call.excinfo and call.excinfo.traceback[-1].name == replaced.__name__:
+        report.outcome = "skipped"
+        report.wasxfail = "what it alters was edited"
+    return report
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Note the test that failed; that a fixture fails is not noted."""
+    if report.failed and report.when == "call":
+        message = getattr(report.longrepr, "reprcrash", None)
+        why = (message.message if message else str(report.longrepr)).partition("\n")[0]
+        CAUGHT.write_text(f"{report.nodeid}\n{why}\n", encoding="utf-8")
