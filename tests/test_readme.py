@@ -56,7 +56,9 @@ def test_every_link_leads_somewhere() -> None:
 
 SCREENSHOT = "part_2/management.png"
 PICTURES = {
+    "part_1/legend.png",
     "part_1/overallDesign.png",
+    "part_2/acknowledgements.png",
     "part_2/overallDesign.png",
     "part_2/dispatches.png",
     SCREENSHOT,
@@ -89,8 +91,11 @@ def test_the_pictures_use_the_real_names() -> None:
     for source in SOURCES:
         nodes = node.findall(source.read_text(encoding="utf-8"))
         assert nodes
-        for kind, name in nodes:
-            if kind in ("producer", "consumer"):
+        for kind, label in nodes:
+            name = label.partition("|")[0]  # arguments of a script stand on a line of their own
+            if source.stem == "legend":
+                assert name == kind
+            elif kind in ("producer", "consumer"):
                 assert source.with_name(name).is_file()
             elif not others.fullmatch(name):
                 assert name in {"exchange": EXCHANGES, "queue": QUEUES}[kind]
@@ -100,3 +105,4 @@ def test_the_screenshot_says_which_version_it_shows() -> None:
     caption = re.search(rf"\({re.escape(SCREENSHOT)}\)\n\n\*.*RabbitMQ ([\d.]+)\.\*", README)
     assert caption
     assert caption[1] == carried(REPOSITORY / SCREENSHOT, "RabbitMQ")
+    assert f"RabbitMQ {caption[1]}" in (carried(REPOSITORY / SCREENSHOT, "Comment") or "")
