@@ -1,7 +1,7 @@
 # What a target does stands behind its name; `make help` lists it. ARGS is passed on, as in
 # make test ARGS="--broker=docker -k part_2". tools/ has what the targets run, bench/ the benchmark.
 
-.PHONY: help demo test test-cluster check bench faults load mutants check-readme readme pictures screenshot setup clean
+.PHONY: help demo test test-cluster check bench faults load mutants check-readme readme pictures setup clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
@@ -47,10 +47,6 @@ check-readme: setup ## compare them instead
 pictures: ## draw the pictures from their Graphviz sources
 	@./setup.sh pictures
 	@.venv/bin/python -m tools.pictures
-
-screenshot: ## take the picture of the management page, while workers work
-	@./setup.sh screenshot
-	@.venv/bin/python -m tools.screenshot $(ARGS)
 
 setup: ## the environment in .venv, and RabbitMQ where there is none; the other targets do this too
 	@./setup.sh

@@ -2,7 +2,7 @@
 # Set up what `make demo` and `make test` need: the virtual environment with its packages, and a
 # RabbitMQ where none can be had otherwise. What is there already is left alone.
 #
-#     ./setup.sh [bench|check|cluster|pictures|screenshot]
+#     ./setup.sh [bench|check|cluster|pictures]
 #
 # adds what the make target of that name needs.
 set -eu
@@ -100,10 +100,5 @@ pictures)
     command -v dot >/dev/null || install_package graphviz graphviz
     [ -n "$(fc-list Inter)" ] || install_package fonts-inter font-inter
     [ -n "$(fc-list 'JetBrains Mono')" ] || install_package fonts-jetbrains-mono font-jetbrains-mono
-    ;;
-screenshot)
-    # Debian's driver brings the browser with it.
-    command -v chromedriver >/dev/null || install_package chromium-driver chromedriver
-    [ -e .venv/ready-screenshot ] || { install_group screenshot && touch .venv/ready-screenshot; }
     ;;
 esac
