@@ -167,6 +167,10 @@ class OwnBroker(Broker, ABC):
     def ctl(self, *arguments: str) -> str:
         """Return what rabbitmqctl prints on this node."""
 
+    @abstractmethod
+    def ctl_command(self) -> list[str]:
+        """Return the command line that calls rabbitmqctl on this node."""
+
     def messages(self) -> dict[str, int]:
         """Return how many messages each queue has, ready or with consumers, as of now."""
         told = self.ctl("--silent", "list_queues", "name", "messages", "--formatter", "json")

@@ -113,3 +113,7 @@ class Container(OwnBroker):
         if code:
             raise RuntimeError(said)
         return said
+
+    def ctl_command(self) -> list[str]:
+        """Return the command line of rabbitmqctl in the container; it needs Docker's own client."""
+        return ["docker", "exec", str(self._container.get_wrapped_container().id), "rabbitmqctl"]

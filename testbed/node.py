@@ -148,13 +148,13 @@ class Node(OwnBroker):
 
     def ctl(self, *arguments: str) -> str:
         """Return what rabbitmqctl prints on the node."""
-        return subprocess.run(
-            [self._ctl, *arguments],
-            env={**os.environ, **self._environment},
-            check=True,
-            capture_output=True,
-            text=True,
-        ).stdout
+        command = [*self.ctl_command(), *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    def ctl_command(self) -> list[str]:
+        """Return the command line of rabbitmqctl for the node."""
+        settings = (f"{name}={value}" for name, value in self._environment.items())
+        return ["env", *settings, str(self._ctl)]
 
 
 def server_program() -> Path:

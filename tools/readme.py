@@ -2,23 +2,17 @@
 
     make readme
 
-has cog put the results of `code`, `transcript` and `bench` where the page asks for them, in
-comments that a reader does not see. `make check-readme` compares: what stands there is what a run
-gives, or the last full run of `make bench` gave.
+has cog put the results of `code`, `diff` and `bench`, and what the terminals of tools/session.py
+show, where the page asks for them, in comments that a reader does not see. `make check-readme`
+compares: what stands there is what a run gives, or the last full run of `make bench` gave.
 """
 
 import ast
-import atexit
-import contextlib
-import functools
-import sys
+import difflib
+import re
 
 from bench.results import Results
-from testbed.broker import Broker, OwnBroker
-from testbed.choice import prepare
-from testbed.running import running
 from testbed.terminal import REPOSITORY
-from tools import demo
 
 
 def code(script: str, *names: str) -> str:
@@ -32,15 +26,22 @@ def code(script: str, *names: str) -> str:
     return _fence("python", "\n\n\n".join(parts))
 
 
-def transcript(scene: str) -> str:
-    """Play a scene of the tour; return what each of its terminals showed, fenced."""
-    with contextlib.redirect_stdout(sys.stderr):  # what is printed is not for the page
-        shown = demo.play(getattr(demo, scene), _broker())
-    return "".join(
-        # A terminal shows Ctrl+C without a new line.
-        _fence("console", "\n".join([f"# terminal {terminal}", *lines]).replace("^C\n", "^C"))
-        for terminal, lines in sorted(shown.items())
+def diff(old: str, new: str, name: str = "") -> str:
+    """Return what is new in a script, or in a function of it, against another one, fenced.
+
+    Each place is shown with the line before and after it. Docstrings are left out.
+    """
+    before, after = (
+        _without_docstrings(definition(source, name) if name else source)
+        for source in ((REPOSITORY / script).read_text(encoding="utf-8") for script in (old, new))
     )
+    lines = difflib.unified_diff(before.splitlines(), after.splitlines(), lineterm="", n=1)
+    places = re.split(r"(?m)^@@.*\n", "\n".join(list(lines)[2:]))
+    return _fence("diff", "\n …\n".join(place.rstrip("\n") for place in places if place))
+
+
+def _without_docstrings(source: str) -> str:
+    return re.sub(r'(?m)^ *"""[^"]*(?:"[^"]+)*"""\n', "", source)
 
 
 def bench(*measures: str) -> str:
@@ -71,14 +72,3 @@ def definition(source: str, name: str) -> str:
     assert not isinstance(scope, ast.Module)
     first = min([scope.lineno, *(decorator.lineno for decorator in scope.decorator_list)])
     return "\n".join(source.splitlines()[first - 1 : scope.end_lineno])
-
-
-@functools.cache
-def _broker() -> Broker:
-    # One for the whole page, discarded when cog has done the last of it.
-    broker = prepare("auto")
-    if not isinstance(broker, OwnBroker):
-        sys.exit("the transcripts stop their broker: unset RABBITMQ_URL")
-    stack = contextlib.ExitStack()
-    atexit.register(stack.close)
-    return stack.enter_context(running(broker))
