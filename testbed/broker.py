@@ -41,7 +41,10 @@ class Broker:
         """Start it, with the data that it had, unless it runs; return when it takes logins."""
 
     def discard(self) -> None:
-        """Leave nothing behind that the run made; end it, if it is the run's own."""
+        """Leave nothing behind that the run made; end it, if it is the run's own.
+
+        To do this once more does no harm.
+        """
         self.clean()
 
     def clean(self) -> None:

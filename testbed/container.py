@@ -76,8 +76,8 @@ class Container(OwnBroker):
         if self._created:
             self._container.get_wrapped_container().start()
         else:
-            self._container.start()
             self._created = True
+            self._container.start()
             host = self._container.get_container_host_ip()
             amqp, tls, management = (f"{host}:{port}" for port in self._published.values())
             self.url = f"amqp://guest:guest@{amqp}/%2F"
@@ -103,8 +103,10 @@ class Container(OwnBroker):
         self._container.get_wrapped_container().unpause()
 
     def discard(self) -> None:
-        """Remove the container and its volume."""
-        self._container.stop()
+        """Remove the container and its volume, unless that was done."""
+        if self._created:
+            self._container.stop()
+            self._created = False
 
     def ctl(self, *arguments: str) -> str:
         """Return what rabbitmqctl prints in the container."""
