@@ -376,7 +376,7 @@ def rpc(bench: Bench) -> Iterator[Sample]:
         channel.queue_declare(queue=RPC_QUEUE, durable=True)
     plain = PlainRpcClient(bench.broker.url)
     both = (("plain server", PLAIN_SERVER), ("rpc_server.py", SERVER))
-    with FibonacciRpcClient(bench.broker.url) as client, plain.connection:
+    with FibonacciRpcClient(pika.URLParameters(bench.broker.url)) as client, plain.connection:
         # In turn, and neither always before the other.
         for name, script in (*both, *reversed(both), *both):
             with logged(bench.broker, script):
@@ -416,7 +416,10 @@ def calls_a_second(calls: int, *ways: Callable[[int], int]) -> list[float]:
 def servers(bench: Bench) -> Iterator[Sample]:
     """Part VI: more servers."""
     script = bench.altered(SERVER, REQUEST)
-    with Programs(bench.broker) as programs, FibonacciRpcClient(bench.broker.url) as client:
+    with (
+        Programs(bench.broker) as programs,
+        FibonacciRpcClient(pika.URLParameters(bench.broker.url)) as client,
+    ):
         for number in (1, 2, 4):
             programs.start_ready(number, script)
             speed = in_flight(client, number * bench.size.of(10))

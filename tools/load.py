@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import pika
 import psutil
 
 from part_6.rpc_client import FibonacciRpcClient
@@ -217,7 +218,7 @@ class Load:
         """Have one server answer many requests; say whether it keeps memory of them."""
         with Programs(self._broker, brief) as programs:
             server = programs.start(script).expect_ready()
-            with FibonacciRpcClient(self._broker.url) as client:
+            with FibonacciRpcClient(pika.URLParameters(self._broker.url)) as client:
 
                 def ask(number: int) -> None:
                     for _ in range(number // WINDOW):
