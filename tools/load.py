@@ -133,13 +133,13 @@ def wrong_with_memory(name: str, before: int, after: int, number: int) -> Iterat
         yield f"{name} keeps {(after - before) / number:.0f} bytes of each of {number:,}"
 
 
-def wrong_with_ends(terminals: Sequence[Terminal]) -> Iterator[str]:
-    """Press Ctrl+C in all terminals; say which programs do not end well, or are still there."""
+def wrong_with_ends(terminals: Sequence[Terminal], code: int = 0) -> Iterator[str]:
+    """Press Ctrl+C in all terminals; say which do not end with that code, or are still there."""
     for terminal in terminals:
         terminal.ctrl_c()
     for terminal in terminals:
-        if (code := terminal.wait(60)) or terminal.error:
-            yield f"{terminal.command} ended with exit code {code}: {terminal.error[-1:]}"
+        if (ended := terminal.wait(60)) != code or terminal.error:
+            yield f"{terminal.command} ended with exit code {ended}: {terminal.error[-1:]}"
     for process in processes_left():
         yield f"still running: {process}"
 
@@ -190,7 +190,9 @@ class Load:
                 channel.basic_publish(exchange=LOGS, routing_key="", body=message.encode())
             copies = len(messages) * self._size.receivers
             ended = wait_for_lines(programs, " [x] ", copies)
-            yield from wrong_with_ends(programs.started)
+            yield from wrong_with_ends(
+                programs.started, code=130
+            )  # a viewer ends as Ctrl+C ends it
             printed = [receiver.out for receiver in programs.started]
         yield from wrong_with_copies(messages, printed)
         got = sum(line.startswith(" [x] ") for lines in printed for line in lines)
