@@ -36,7 +36,7 @@ def diff(old: str, new: str, name: str = "") -> str:
         for source in ((REPOSITORY / script).read_text(encoding="utf-8") for script in (old, new))
     )
     lines = difflib.unified_diff(before.splitlines(), after.splitlines(), lineterm="", n=1)
-    places = re.split(r"(?m)^@@.*\n", "\n".join(list(lines)[2:]))
+    places = re.split(r"(?m)^@@.*\n", "\n".join(line for line in list(lines)[2:] if line != " "))
     return _fence("diff", "\n …\n".join(place.rstrip("\n") for place in places if place))
 
 
@@ -52,23 +52,27 @@ def bench(*measures: str) -> str:
 
 
 def _fence(language: str, text: str) -> str:
-    return f"\n```{language}\n{text}\n```\n"
+    return f"```{language}\n{text}\n```\n"
 
 
 def definition(source: str, name: str) -> str:
     """Return the text of that function, class or method ("Class.method") in a source.
 
+    "with" is the program's own `with` statement, outside of all functions.
+
     Raises:
         LookupError: There is none of such a name.
     """
-    scope: ast.Module | ast.ClassDef | ast.FunctionDef = ast.parse(source)
+    scope: ast.Module | ast.ClassDef | ast.FunctionDef | ast.With = ast.parse(source)
     for part in name.split("."):
         for node in scope.body:
-            if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == part:
+            if (isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == part) or (
+                isinstance(node, ast.With) and part == "with"
+            ):
                 scope = node
                 break
         else:
             raise LookupError(name)
     assert not isinstance(scope, ast.Module)
-    first = min([scope.lineno, *(decorator.lineno for decorator in scope.decorator_list)])
+    first = min([scope.lineno, *(each.lineno for each in getattr(scope, "decorator_list", []))])
     return "\n".join(source.splitlines()[first - 1 : scope.end_lineno])

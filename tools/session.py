@@ -1,8 +1,9 @@
 """The terminals of the README: real shells, in which what the page says is typed, in its order.
 
-The page calls `run`, `start`, `watch` and `press` in its cog comments. Each returns what a terminal
-has shown since the last time. So the page tells what happens in which terminal, step by step. All
-of it happens on one broker, which is the one that `rabbitmqctl` speaks to in these shells.
+The page calls `run`, `start`, `watch`, `press` and `end` in its cog comments. Each returns what a
+terminal has shown since the last time, and `out` puts that into the page: what happens in which
+terminal, step by step. All of it happens on one broker, which is the one that `rabbitmqctl` speaks
+to in these shells.
 """
 
 import atexit
@@ -144,10 +145,26 @@ def session() -> Session:
     return Session(stack)
 
 
+def out(*parts: str) -> None:
+    """Put into the page what terminals have shown, one after the other."""
+    import cog  # type: ignore[import-not-found]  # it is there while cog reads a page
+
+    text, last = "", ""
+    for part in filter(None, parts):
+        heading, lines = part.split("\n", 1)
+        text += lines if heading == last else part
+        last = heading
+    cog.out(f"```console\n{text}```\n")
+
+
+def quiet(*_: str) -> str:
+    """Return nothing: what was typed needs no place on the page."""
+    return ""
+
+
 def show(terminal: int) -> str:
-    """Return what the terminal has shown since the last time, fenced."""
-    shown = session().shell(terminal).shown()
-    return f"\n```console\n# terminal {terminal}\n{shown}\n```\n"
+    """Return what the terminal has shown since the last time, with its number above."""
+    return f"# terminal {terminal}\n{session().shell(terminal).shown()}\n"
 
 
 def run(terminal: int, *commands: str, code: int = 0) -> str:
@@ -171,8 +188,13 @@ def watch(terminal: int, *texts: str) -> str:
     return show(terminal)
 
 
+def end(terminal: int, code: int) -> str:
+    """Wait for the end of what runs in the terminal, with that exit code."""
+    session().shell(terminal).wait_for_end(code)
+    return show(terminal)
+
+
 def press(terminal: int, key: str, code: int) -> str:
     """Press a key in the terminal, and wait for the end of what ran there, with that exit code."""
     session().shell(terminal).press(key)
-    session().shell(terminal).wait_for_end(code)
-    return show(terminal)
+    return end(terminal, code)
