@@ -12,6 +12,7 @@ from testbed.cluster import Cluster
 from testbed.terminal import Terminal
 from testbed.waiting import wait_until
 from tests.conftest import Run, Variant
+from tests.test_beyond import version_of
 from tests.test_part_2 import NEW_TASK, QUEUE, SEND_EACH, WORKER
 from tests.test_part_6 import CLIENT, SERVER
 
@@ -190,8 +191,14 @@ def test_queues_that_are_not_replicated_go_with_their_node(run: Run, cluster: Cl
         again = run(script, *sender[1:-1]).expect_ready()
         assert run(*sender).wait() == 0
         again.expect("Heard")
+    # From RabbitMQ 4.2 on the others keep hello on record, because its node may only be cut off
+    # from them. A program that declares it gets no answer until that node is back.
+    hello = run("part_1/receive.py")
+    if version_of(cluster) < (4, 2):
+        hello.expect_ready()
+    cluster.start()
+    hello.expect("[*] ", seconds=60)
     # And what waited in hello was in no other place.
-    hello = run("part_1/receive.py").expect_ready()
     with cluster.channel() as channel:
         channel.basic_publish(exchange="", routing_key="hello", body=b"later")
     hello.expect("Received 'later'")
