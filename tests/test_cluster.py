@@ -129,6 +129,14 @@ def test_a_node_is_killed_in_the_middle_of_two_hundred_tasks(
     cluster.wait_for_acknowledgements(QUEUE)
     assert cluster.ready(QUEUE) == 0
 
+    def online() -> set[str]:
+        return set(cluster.queues()[QUEUE]["online"])
+
+    wait_until(lambda: online() == {node.name for node in cluster.running}, "two replicas")
+    cluster.start()
+    names = {node.name for node in cluster.nodes}
+    wait_until(lambda: online() == names, "the third to be back", seconds=60)
+
 
 @pytest.mark.claim("beyond-cluster-majority-lost")
 def test_without_two_of_three_nodes_nothing_is_confirmed_and_nothing_is_lost(
