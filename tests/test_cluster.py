@@ -12,10 +12,16 @@ from testbed.cluster import Cluster
 from testbed.terminal import Terminal
 from testbed.waiting import wait_until
 from tests.conftest import Run, Variant
-from tests.test_part_2 import NEW_TASK, QUEUE, SEND_EACH, WORKER
+from tests.test_part_2 import NEW_TASK, QUEUE, WORKER
 from tests.test_part_6 import CLIENT, SERVER
 
 RPC_QUEUE = "rpc_queue"
+
+# new_task.py, with each of its arguments as a task of its own.
+SEND_EACH = (
+    'send(parameters, " ".join(arguments.words))',
+    "[send(parameters, word) for word in arguments.words]",
+)
 
 # A node that starts again takes its time.
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
@@ -128,6 +134,14 @@ def test_a_node_is_killed_in_the_middle_of_two_hundred_tasks(
     cluster.wait_for_acknowledgements(QUEUE)
     assert cluster.ready(QUEUE) == 0
 
+    def online() -> set[str]:
+        return set(cluster.queues()[QUEUE]["online"])
+
+    wait_until(lambda: online() == {node.name for node in cluster.running}, "two replicas")
+    cluster.start()
+    names = {node.name for node in cluster.nodes}
+    wait_until(lambda: online() == names, "the third to be back", seconds=60)
+
 
 @pytest.mark.claim("beyond-cluster-majority-lost")
 def test_without_two_of_three_nodes_nothing_is_confirmed_and_nothing_is_lost(
@@ -141,10 +155,10 @@ def test_without_two_of_three_nodes_nothing_is_confirmed_and_nothing_is_lost(
     send_each = variant(NEW_TASK, SEND_EACH)
     send_all(run, send_each, tasks)
     cluster.kill_nodes(*lost)
-    impatient = ("Timer(60,", "Timer(2,")
+    impatient = ("max(30, 1 + (parameters.blocked_connection_timeout or 0))", "2")
     elsewhere = (f'QUEUE = "{QUEUE}"', f'QUEUE = "{RPC_QUEUE}"')
     for reason, script in (
-        ("No confirm", variant(NEW_TASK, impatient)),
+        ("no confirm in time", variant(NEW_TASK, impatient)),
         # Where the leader is gone too, RabbitMQ may say at once that it cannot.
         ("", variant(NEW_TASK, impatient, elsewhere)),
     ):
@@ -184,14 +198,20 @@ def test_queues_that_are_not_replicated_go_with_their_node(run: Run, cluster: Cl
     for receiver in receivers:
         assert receiver.wait() == 1
         assert len(receiver.error) == 1
-        assert receiver.error[0].startswith(" [!] No connection")
+        assert receiver.error[0].startswith(" [!] StreamLostError")
     wait_until(lambda: not gone & set(cluster.queues()), "the queues to be gone")
     for script, sender in scripts.items():
         again = run(script, *sender[1:-1]).expect_ready()
         assert run(*sender).wait() == 0
         again.expect("Heard")
+    # From RabbitMQ 4.2 on the others keep hello on record, because its node may only be cut off
+    # from them. A program that declares it gets no answer until that node is back.
+    hello = run("part_1/receive.py")
+    if [int(number) for number in cluster.version.split(".")[:2]] < [4, 2]:
+        hello.expect_ready()
+    cluster.start()
+    hello.expect("[*] ", seconds=60)
     # And what waited in hello was in no other place.
-    hello = run("part_1/receive.py").expect_ready()
     with cluster.channel() as channel:
         channel.basic_publish(exchange="", routing_key="hello", body=b"later")
     hello.expect("Received 'later'")
