@@ -11,8 +11,9 @@ import pika
 import pytest
 from pika.adapters.blocking_connection import BlockingChannel
 
-from testbed.broker import Broker, wait_until
+from testbed.broker import Broker, OwnBroker
 from testbed.terminal import REPOSITORY, Terminal, replaced
+from testbed.waiting import wait_until
 from tests.conftest import Run
 
 QUEUE, FAILED = "jobs", "jobs.failed"
@@ -155,7 +156,7 @@ def test_a_task_that_fails_is_tried_again_ever_later_and_then_set_aside(
 
 @pytest.mark.claim("recipe-send-back")
 def test_a_person_sends_back_what_was_set_aside(
-    start: Start, jobs: BlockingChannel, own_broker: Broker, tmp_path: Path
+    start: Start, jobs: BlockingChannel, own_broker: OwnBroker, tmp_path: Path
 ) -> None:
     page = (REPOSITORY / "recipes/README.md").read_text(encoding="utf-8")
     (command,) = re.findall(r"^sudo rabbitmqctl (set_parameter shovel .*)$", page, re.MULTILINE)
@@ -258,7 +259,7 @@ def test_a_worker_killed_between_two_tries_loses_nothing(
 
 @pytest.mark.claim("recipe-none-lost")
 def test_none_is_lost_through_kills_and_restarts(
-    start: Start, own_broker: Broker, tmp_path: Path
+    start: Start, own_broker: OwnBroker, tmp_path: Path
 ) -> None:
     # Every second task fails the first time that it is tried.
     more = (
@@ -321,7 +322,7 @@ def test_the_second_signal_ends_it_at_once(
     send(jobs, {"name": "long", "until": str(tmp_path / "never")})
     worker.expect("begin long").ctrl_c()
     worker.expect("Finishing 1 tasks").ctrl_c()
-    assert worker.wait() == -signal.SIGINT
+    assert worker.wait() == 128 + signal.SIGINT
     broker.wait_for_ready(QUEUE, 1)
 
 
@@ -382,7 +383,7 @@ def test_the_result_goes_to_where_the_task_asks_for_it(
 
 
 @pytest.mark.claim("recipe-lost-connection")
-def test_a_connection_lost_during_tasks(start: Start, own_broker: Broker, tmp_path: Path) -> None:
+def test_a_connection_lost_during_tasks(start: Start, own_broker: OwnBroker, tmp_path: Path) -> None:
     go = tmp_path / "go"
     worker = start("--parallel", "2").expect_ready()
     with own_broker.channel() as channel:
