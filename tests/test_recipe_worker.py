@@ -159,7 +159,7 @@ def test_a_person_sends_back_what_was_set_aside(
     start: Start, jobs: BlockingChannel, own_broker: OwnBroker, tmp_path: Path
 ) -> None:
     page = (REPOSITORY / "recipes/README.md").read_text(encoding="utf-8")
-    (command,) = re.findall(r"^sudo rabbitmqctl (set_parameter shovel .*)$", page, re.MULTILINE)
+    (command,) = re.findall(r"^sudo rabbitmqctl (set_parameter .* shovel .*)$", page, re.MULTILINE)
     # What `rabbitmq-plugins enable rabbitmq_shovel` does, wherever the broker runs.
     own_broker.ctl(
         "eval",
@@ -383,7 +383,9 @@ def test_the_result_goes_to_where_the_task_asks_for_it(
 
 
 @pytest.mark.claim("recipe-lost-connection")
-def test_a_connection_lost_during_tasks(start: Start, own_broker: OwnBroker, tmp_path: Path) -> None:
+def test_a_connection_lost_during_tasks(
+    start: Start, own_broker: OwnBroker, tmp_path: Path
+) -> None:
     go = tmp_path / "go"
     worker = start("--parallel", "2").expect_ready()
     with own_broker.channel() as channel:
