@@ -194,13 +194,20 @@ def test_a_person_sends_back_what_was_set_aside(
 @pytest.mark.claim("recipe-unrecoverable")
 def test_what_can_never_be_done_is_set_aside_at_once(start: Start, jobs: BlockingChannel) -> None:
     worker = start("--parallel", "1").expect_ready()
-    send(jobs, b"{not JSON", b"\xff\xfe\xfd", {"name": "gone", "never": "no such user"})
+    send(
+        jobs,
+        b"{not JSON",
+        b"\xff\xfe\xfd",
+        {"name": "gone", "never": "no such user"},
+        expiration="60000",
+    )
     send(jobs, {"name": "next"})
     worker.expect("end next")
     errors = []
     for _ in range(3):
         kept, _ = set_aside(jobs)
         assert kept.headers
+        assert kept.expiration is None  # it is to be there until somebody looks
         errors.append(kept.headers["x-error"])
     assert "try 1: Unrecoverable: the body is not JSON" in errors[0].replace("worker.", "")
     assert "the body is not JSON" in errors[1]
