@@ -1,0 +1,424 @@
+"""recipes/worker.py, with work of a test's own, as a program that a person starts and stops."""
+
+import json
+import re
+import shlex
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pika
+import pytest
+from pika.adapters.blocking_connection import BlockingChannel
+
+from testbed.broker import Broker, OwnBroker
+from testbed.terminal import REPOSITORY, Terminal, replaced
+from testbed.waiting import wait_until
+from tests.conftest import Run
+
+QUEUE, FAILED = "jobs", "jobs.failed"
+DELAYS = (1, 2)  # seconds, in place of the minutes that the recipe waits
+SOURCE = (REPOSITORY / "recipes/worker.py").read_text(encoding="utf-8")
+
+# What a task says in these tests: {"name": …}, and what is to become of it.
+PROGRAM = """
+import os, pathlib, signal, sys, threading, time
+sys.path.insert(0, {folder!r})
+import worker
+
+def work(task):
+    print("begin", task["name"], round(time.time(), 3), flush=True)
+    if "until" in task:  # a file is there
+        while not pathlib.Path(task["until"]).exists():
+            time.sleep(0.02)
+    if task.get("kill"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if "fail" in task:
+        raise ValueError(task["fail"])
+    if "never" in task:
+        raise worker.Unrecoverable(task["never"])
+    print("end", task["name"], flush=True)
+    return task["name"].upper()
+
+worker.work = work
+worker.RETRY_DELAYS = {delays}
+{more}
+worker.main()
+"""
+
+Start = Callable[..., Terminal]
+
+
+@pytest.fixture(autouse=True)
+def queues(broker: Broker) -> Iterator[None]:
+    """The queue of tasks is there and empty; and all of the recipe's are deleted in the end."""
+    names = (QUEUE, FAILED, *(f"{QUEUE}.retry.{delay}s" for delay in DELAYS))
+
+    def delete() -> None:
+        with broker.channel() as channel:
+            for name in names:
+                channel.queue_delete(queue=name)
+
+    delete()
+    with broker.channel() as channel:
+        channel.queue_declare(queue=QUEUE, durable=True)
+    yield
+    delete()
+
+
+@pytest.fixture
+def jobs(queues: None, channel: BlockingChannel) -> BlockingChannel:
+    """A channel of a connection of its own."""
+    return channel
+
+
+@pytest.fixture
+def start(run: Run, tmp_path: Path) -> Start:
+    """Start the worker with the work above: `start("--parallel", "4")`.
+
+    `edits` are made in its source first; `more` is run before its main().
+    """
+    folders = iter(range(100))
+
+    def start(
+        *arguments: str,
+        edits: tuple[tuple[str, str], ...] = (),
+        more: str = "",
+        url: str | None = None,
+    ) -> Terminal:
+        folder = tmp_path / f"copy_{next(folders)}"
+        folder.mkdir()
+        (folder / "worker.py").write_text(replaced(SOURCE, *edits), encoding="utf-8")
+        program = folder / "program.py"
+        program.write_text(PROGRAM.format(folder=str(folder), delays=DELAYS, more=more))
+        return run(str(program), *arguments, url=url)
+
+    return start
+
+
+def send(
+    channel: BlockingChannel, *tasks: Mapping[str, object] | bytes, **properties: object
+) -> None:
+    """Send tasks, or bodies that are none."""
+    for task in tasks:
+        channel.basic_publish(
+            exchange="",
+            routing_key=QUEUE,
+            body=task if isinstance(task, bytes) else json.dumps(task).encode(),
+            properties=pika.BasicProperties(
+                delivery_mode=pika.DeliveryMode.Persistent,
+                **properties,
+            ),
+        )
+
+
+def times(terminal: Terminal, name: str) -> list[float]:
+    """Return when the tries of a task began."""
+    return [float(line.split()[2]) for line in terminal.out if line.startswith(f"begin {name} ")]
+
+
+def set_aside(channel: BlockingChannel) -> tuple[pika.BasicProperties, bytes]:
+    """Return the next task that was set aside, once there is one."""
+
+    def get() -> tuple[pika.BasicProperties, bytes] | None:
+        _, properties, body = channel.basic_get(queue=FAILED, auto_ack=True)
+        return (properties, body) if properties is not None and body is not None else None
+
+    found = wait_until(get, "a task to be set aside")
+    assert found
+    return found
+
+
+@pytest.mark.claim("recipe-retries", "recipe-set-aside")
+def test_a_task_that_fails_is_tried_again_ever_later_and_then_set_aside(
+    start: Start, jobs: BlockingChannel
+) -> None:
+    worker = start().expect_ready()
+    send(
+        jobs,
+        {"name": "bad", "fail": "no such photo \udc80"},
+        message_id="42",
+        headers={"mine": 1},
+        expiration="60000",
+    )
+    worker.expect("begin bad", times=3)
+    kept, body = set_aside(jobs)
+    first, second, third = times(worker, "bad")
+    assert second - first >= DELAYS[0]
+    assert third - second >= DELAYS[1]
+    assert kept.headers
+    assert kept.headers["x-error"] == "try 3: ValueError: no such photo \\udc80"
+    assert kept.headers["mine"] == 1
+    assert (kept.message_id, kept.expiration, kept.delivery_mode) == ("42", None, 2)
+    assert json.loads(body)["name"] == "bad"
+    assert "ValueError: no such photo" in "\n".join(worker.error)  # with its traceback
+
+
+@pytest.mark.claim("recipe-send-back")
+def test_a_person_sends_back_what_was_set_aside(
+    start: Start, jobs: BlockingChannel, own_broker: OwnBroker, tmp_path: Path
+) -> None:
+    page = (REPOSITORY / "recipes/README.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"^sudo rabbitmqctl (set_parameter .* shovel .*)$", page, re.MULTILINE)
+    # What `rabbitmq-plugins enable rabbitmq_shovel` does, wherever the broker runs.
+    own_broker.ctl(
+        "eval",
+        "{ok, File} = application:get_env(rabbit, enabled_plugins_file),"
+        "{ok, [Enabled]} = file:consult(File),"
+        "ok = rabbit_file:write_term_file(File, [lists:usort([rabbitmq_shovel | Enabled])]),"
+        "rabbit_plugins:ensure(File).",
+    )
+    mended = tmp_path / "mended"
+    more = (
+        f"mended = pathlib.Path({str(mended)!r})\n"
+        "def work(task):\n"
+        "    print('begin', task['name'], time.time(), flush=True)\n"
+        "    if not mended.exists() or task['fail'] == 'always':\n"
+        "        raise ValueError('not yet')\n"
+        "    print('end', task['name'], flush=True)\n"
+        "worker.work = work"
+    )
+    worker = start(more=more).expect_ready()
+    send(jobs, {"name": "mended", "fail": "once"}, {"name": "bad", "fail": "always"})
+    wait_until(lambda: own_broker.ready(FAILED) == 2, "both to be set aside")
+    mended.touch()
+    own_broker.ctl(*shlex.split(command))
+    worker.expect("end mended")
+    # It has all its tries again.
+    worker.expect("begin bad", times=2 * (1 + len(DELAYS)))
+    kept, _ = set_aside(jobs)
+    assert kept.headers
+    assert kept.headers["x-error"] == "try 3: ValueError: not yet"
+
+
+@pytest.mark.claim("recipe-unrecoverable")
+def test_what_can_never_be_done_is_set_aside_at_once(start: Start, jobs: BlockingChannel) -> None:
+    worker = start("--parallel", "1").expect_ready()
+    send(
+        jobs,
+        b"{not JSON",
+        b"\xff\xfe\xfd",
+        {"name": "gone", "never": "no such user"},
+        expiration="60000",
+    )
+    send(jobs, {"name": "next"})
+    worker.expect("end next")
+    errors = []
+    for _ in range(3):
+        kept, _ = set_aside(jobs)
+        assert kept.headers
+        assert kept.expiration is None  # it is to be there until somebody looks
+        errors.append(kept.headers["x-error"])
+    assert "try 1: Unrecoverable: the body is not JSON" in errors[0].replace("worker.", "")
+    assert "the body is not JSON" in errors[1]
+    assert "no such user" in errors[2]
+    assert len(times(worker, "gone")) == 1
+
+
+@pytest.mark.claim("recipe-poison")
+def test_a_poison_task_holds_up_no_other(start: Start, jobs: BlockingChannel) -> None:
+    # It fails, while its worker does one task at a time.
+    worker = start("--parallel", "1").expect_ready()
+    send(jobs, {"name": "poison", "fail": "always"}, *({"name": f"good{n}"} for n in range(5)))
+    worker.expect("end good4")
+    assert len(times(worker, "poison")) == 1
+    worker.expect("begin poison", times=3)
+    worker.kill()
+
+
+@pytest.mark.claim("recipe-crash")
+def test_a_task_that_kills_its_worker_is_set_aside_too(start: Start, jobs: BlockingChannel) -> None:
+    send(jobs, {"name": "bomb", "kill": True}, *({"name": f"good{n}"} for n in range(5)))
+    workers = []
+    for _ in range(1 + len(DELAYS)):
+        workers.append(start("--parallel", "1"))
+        assert workers[-1].wait(20) == -signal.SIGKILL
+        assert workers[-1].out[-1].startswith("begin bomb")
+    workers.append(start("--parallel", "1").expect_ready())
+    kept, body = set_aside(jobs)
+    assert json.loads(body)["name"] == "bomb"
+    assert kept.headers
+    assert "worker that had it was lost" in kept.headers["x-error"]
+    ended = {line for worker in workers for line in worker.out if line.startswith("end")}
+    assert ended == {f"end good{n}" for n in range(5)}
+
+
+PUBLISH = "        self.channel.basic_publish("
+KILL = "os.kill(os.getpid(), signal.SIGKILL)"
+
+
+@pytest.mark.claim("recipe-none-lost")
+@pytest.mark.parametrize("moment", ["before the retry is published", "before the acknowledgement"])
+def test_a_worker_killed_between_two_tries_loses_nothing(
+    start: Start, jobs: BlockingChannel, moment: str
+) -> None:
+    wrapped = {
+        "before the retry is published": f"lambda *_: {KILL}",
+        "before the acknowledgement": f"lambda *a: (publish(*a), {KILL})",
+    }
+    more = f"publish = worker.Worker.publish\nworker.Worker.publish = {wrapped[moment]}"
+    killed = start(more=more).expect_ready()
+    send(jobs, {"name": "task", "fail": "the first time"}, message_id="7")
+    assert killed.wait() == -signal.SIGKILL
+    successor = start(more="worker.work = lambda task: print('end', task['name'], flush=True)")
+    successor.expect("end task")
+
+
+@pytest.mark.claim("recipe-none-lost")
+def test_none_is_lost_through_kills_and_restarts(
+    start: Start, own_broker: OwnBroker, tmp_path: Path
+) -> None:
+    # Every second task fails the first time that it is tried.
+    more = (
+        f"tried = pathlib.Path({str(tmp_path)!r})\n"
+        "def work(task):\n"
+        "    time.sleep(0.02)\n"
+        "    if task['name'] % 2 and not (tried / str(task['name'])).exists():\n"
+        "        (tried / str(task['name'])).touch()\n"
+        "        raise ValueError('the first time')\n"
+        "    print('end', task['name'], flush=True)\n"
+        "worker.work = work\n"
+        "worker.RETRY_DELAYS = (1, 2, 2, 2)"
+    )
+    number = 200
+    with own_broker.channel() as channel:
+        channel.confirm_delivery()
+        send(channel, *({"name": n} for n in range(number)))
+    workers = [start(more=more), start(more=more)]
+    workers[0].expect("end", times=20)
+    workers[0].kill()
+    workers.append(start(more=more).expect("end", times=5))
+    own_broker.stop()
+    own_broker.start()
+    workers[1].expect("Connection lost")
+    workers[2].expect("Trying again")
+    workers[1].kill()
+    workers.append(start(more=more))
+
+    def done() -> set[str]:
+        lines = (line for worker in workers for line in worker.out)
+        return {line.split()[1] for line in lines if line.startswith("end ")}
+
+    wait_until(lambda: len(done()) == number, "all tasks to be done", seconds=30)
+
+
+@pytest.mark.claim("recipe-stop")
+def test_told_to_stop_it_finishes_what_it_has_and_takes_no_more(
+    start: Start, jobs: BlockingChannel, broker: Broker, tmp_path: Path
+) -> None:
+    go = tmp_path / "go"
+    worker = start("--parallel", "4").expect_ready()
+    send(jobs, *({"name": f"n{number}", "until": str(go)} for number in range(4)))
+    send(jobs, {"name": "later"})
+    worker.expect("begin", times=4)
+    worker.terminate()
+    worker.expect("Finishing 4 tasks")
+    go.touch()
+    assert worker.wait() == 0
+    assert sorted(line for line in worker.out if "end" in line) == [f"end n{n}" for n in range(4)]
+    assert times(worker, "later") == []
+    broker.wait_for_ready(QUEUE, 1)
+    assert jobs.basic_get(queue=QUEUE, auto_ack=True)[2] == b'{"name": "later"}'
+
+
+@pytest.mark.claim("recipe-stop-now")
+def test_the_second_signal_ends_it_at_once(
+    start: Start, jobs: BlockingChannel, broker: Broker, tmp_path: Path
+) -> None:
+    worker = start().expect_ready()
+    send(jobs, {"name": "long", "until": str(tmp_path / "never")})
+    worker.expect("begin long").ctrl_c()
+    worker.expect("Finishing 1 tasks").ctrl_c()
+    assert worker.wait() == 128 + signal.SIGINT
+    broker.wait_for_ready(QUEUE, 1)
+
+
+# Every method of a connection and its channels says in which thread it is called.
+WATCH = """
+import inspect
+from pika.adapters.blocking_connection import BlockingChannel, BlockingConnection
+def watched(method):
+    def call(*args, **kwargs):
+        if threading.current_thread() is not threading.main_thread():
+            print("foreign", method.__name__, flush=True)
+        return method(*args, **kwargs)
+    return call
+for kind in (BlockingChannel, BlockingConnection):
+    for name, method in list(vars(kind).items()):
+        if inspect.isfunction(method) and name not in ("__init__", "add_callback_threadsafe"):
+            setattr(kind, name, watched(method))
+"""
+
+
+@pytest.mark.claim("recipe-one-thread")
+def test_one_thread_owns_the_connection(start: Start, jobs: BlockingChannel) -> None:
+    answers = jobs.queue_declare(queue="", exclusive=True).method.queue
+    worker = start(more=WATCH).expect_ready()
+    send(jobs, *({"name": f"n{number}"} for number in range(20)), reply_to=answers)
+    send(jobs, {"name": "bad", "fail": "once"}, {"name": "gone", "never": "no"})
+    worker.expect("Done", times=20)
+    set_aside(jobs)
+    worker.terminate()
+    assert worker.wait() == 0
+    assert [line for line in worker.out if "foreign" in line] == []
+
+
+@pytest.mark.claim("recipe-result")
+def test_the_result_goes_to_where_the_task_asks_for_it(
+    start: Start, jobs: BlockingChannel, broker: Broker
+) -> None:
+    answers = jobs.queue_declare(queue="", exclusive=True).method.queue
+    worker = start().expect_ready()
+    send(jobs, {"name": "abc"}, reply_to=answers, correlation_id="17")
+
+    def answer() -> tuple[str | None, bytes] | None:
+        _, properties, body = jobs.basic_get(queue=answers, auto_ack=True)
+        return (properties.correlation_id, body) if properties and body else None
+
+    assert wait_until(answer, "the result") == ("17", b'"ABC"')
+
+    # Whoever asked is gone, or its queue is full: the task is done all the same, or tried again.
+    send(jobs, {"name": "nobody"}, reply_to="nobody")
+    worker.expect("Nobody waits for the result").expect("Done", times=2)
+    full = {"x-max-length": 0, "x-overflow": "reject-publish"}
+    answers = jobs.queue_declare(queue="", exclusive=True, arguments=full).method.queue
+    send(jobs, {"name": "full"}, reply_to=answers)
+    kept, _ = set_aside(jobs)
+    assert kept.headers
+    assert "NackError" in kept.headers["x-error"]
+    assert len(times(worker, "full")) == 1 + len(DELAYS)
+
+
+@pytest.mark.claim("recipe-lost-connection")
+def test_a_connection_lost_during_tasks(
+    start: Start, own_broker: OwnBroker, tmp_path: Path
+) -> None:
+    go = tmp_path / "go"
+    worker = start("--parallel", "2").expect_ready()
+    with own_broker.channel() as channel:
+        send(channel, *({"name": f"n{number}", "until": str(go)} for number in range(2)))
+    worker.expect("begin", times=2)
+    own_broker.ctl("close_all_connections", "maintenance")
+    worker.expect("maintenance").expect("Trying again in 1 s").expect("[*] Waiting", times=2)
+    with own_broker.channel() as channel:
+        send(channel, {"name": "third"})
+    # Both are still at work, so a third has no thread to run in.
+    worker.expect("Received", times=3)
+    assert times(worker, "third") == []
+    go.touch()
+    worker.expect("end third").expect("end n0", times=2).expect("end n1", times=2)
+    worker.expect("Done", times=3)
+    worker.terminate()
+    assert worker.wait() == 0
+    own_broker.wait_for_ready(QUEUE, 0)
+
+
+@pytest.mark.claim("recipe-long-task")
+def test_tasks_may_take_longer_than_the_heartbeat(
+    start: Start, jobs: BlockingChannel, broker: Broker
+) -> None:
+    work = "worker.work = lambda task: (time.sleep(9), print('end', task['name'], flush=True))"
+    worker = start(more=work, url=f"{broker.url}?heartbeat=2").expect_ready()
+    send(jobs, {"name": "a"}, {"name": "b"})
+    worker.expect("Done", times=2)
+    assert [line for line in worker.error if "[!]" in line] == []
