@@ -133,13 +133,18 @@ class Publisher:
             if self._connection:
                 self._connection.ioloop.add_callback_threadsafe(self._stop)
         if self._thread.ident:
-            self._thread.join(timeout=5)
+            self._thread.join(timeout=1)  # it may take longer, if RabbitMQ no longer answers
 
     def _stop(self) -> None:
+        self._fail_the_rest()
         assert self._connection
-        loop = self._connection.ioloop
-        loop.call_later(1, loop.stop)  # seconds, in case RabbitMQ no longer answers
         self._connection.close()
+
+    def _fail_the_rest(self) -> None:
+        rest = [*self._unconfirmed.values(), *self._waiting]
+        self._unconfirmed.clear()
+        self._waiting.clear()
+        self._settle(rest, PublishError("closed before RabbitMQ confirmed it"))
 
     def _run(self) -> None:
         while not self._closed:
@@ -157,7 +162,7 @@ class Publisher:
                     LOGGER.warning("Connection lost: %r. Next try in %s s", reason, self._pause)
                     self._changed.wait_for(lambda: self._closed, self._pause)
                     self._pause = min(2 * self._pause, 5)
-        self._settle(list(self._waiting), PublishError("closed before RabbitMQ confirmed it"))
+        self._fail_the_rest()
 
     def _connect(self) -> BaseException | None:
         # Connect, and send until the connection ends; return why it did.
@@ -229,7 +234,9 @@ class Publisher:
         if isinstance(frame.method, Basic.Nack):
             error = PublishError("RabbitMQ rejected it: is the queue full?")
         self._pause = 1
-        self._settle([self._unconfirmed.pop(tag) for tag in tags], error)
+        self._settle(
+            [self._unconfirmed.pop(tag) for tag in tags if tag in self._unconfirmed], error
+        )
         self._send()
 
     def _settle(self, messages: list[Message], error: Exception | None = None) -> None:

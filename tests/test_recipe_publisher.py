@@ -1,11 +1,12 @@
 """recipes/publisher.py: what its page states, on a broker that is restarted, killed and full."""
 
+import operator
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import pika
@@ -87,25 +88,27 @@ def test_each_line_is_a_persistent_message_with_an_id_in_order(broker: Broker) -
 
 
 @pytest.mark.claim("recipe-nothing-lost", "recipe-twice")
-def test_ten_thousand_messages_through_a_kill_and_a_restart(own_broker: Broker) -> None:
+@pytest.mark.parametrize(
+    "end_broker", [operator.methodcaller("stop"), operator.methodcaller("kill")]
+)
+def test_ten_thousand_messages_while_rabbitmq_is_away(
+    own_broker: Broker, end_broker: Callable[[Broker], None]
+) -> None:
     process = program(own_broker)
     assert process.stdin
     try:
         process.stdin.write(lines(1, 4_000))
         process.stdin.flush()
         wait_until(lambda: own_broker.ready(QUEUE) > 500, "some messages")
-        own_broker.kill()
+        end_broker(own_broker)
         process.stdin.write(lines(4_001, 7_000))
         process.stdin.flush()
-        own_broker.start()
-        wait_until(lambda: own_broker.ready(QUEUE) > 4_500, "messages sent after the kill")
-        own_broker.stop()
         own_broker.start()
         out, error = process.communicate(lines(7_001, 10_000), timeout=60)
     finally:
         process.kill()
     assert (process.returncode, out) == (0, " [x] Sent 10000 messages\n"), error
-    assert error.count("Connection lost") >= 2
+    assert "Connection lost" in error
     body_of: dict[str | None, bytes] = {}
     for properties, body in messages(own_broker):
         assert body_of.setdefault(properties.message_id, body) == body  # a copy has the same id
