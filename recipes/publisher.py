@@ -2,18 +2,18 @@
 # requires-python = ">=3.11"
 # dependencies = ["pika~=1.4"]
 # ///
-"""Send each line of standard input as a message, and count those that RabbitMQ has confirmed.
+"""Send each line of standard input as a message; say how many RabbitMQ has confirmed.
 
-    seq 100000 | python recipes/publisher.py
-    seq 100000 | python recipes/publisher.py --queue other
-
-The queue is "jobs" unless you name another. The class Publisher is the part to copy.
+Run it: seq 100000 | python recipes/publisher.py
+or:     seq 100000 | python recipes/publisher.py --queue other
 """
 
 import copy
 import logging
 import os
+import re
 import signal
+import socket
 import sys
 import threading
 import uuid
@@ -25,11 +25,13 @@ from itertools import takewhile
 from typing import Any, NamedTuple, Self
 
 import pika
+from pika.adapters.utils.connection_workflow import AMQPConnectorException
 from pika.channel import Channel
 from pika.connection import Connection
 from pika.exceptions import ChannelClosedByBroker, ConnectionClosedByBroker
 from pika.frame import Method
 from pika.spec import Basic, BasicProperties
+from pika.tcp_socket_opts import set_sock_opts
 
 RABBITMQ_URL = os.environ.get("RABBITMQ_URL") or "amqp://guest:guest@localhost:5672/%2F"
 LOGGER = logging.getLogger("publisher")
@@ -60,8 +62,6 @@ class Publisher:
         self, parameters: pika.URLParameters, queue: str = "jobs", in_flight: int = 1000
     ) -> None:
         """Declare the queue, durable, and raise pika's error if that fails."""
-        if parameters.blocked_connection_timeout is None:
-            parameters.blocked_connection_timeout = 30  # seconds; then it connects again
         with pika.BlockingConnection(parameters) as connection, connection.channel() as channel:
             channel.queue_declare(queue=queue, durable=True)
         self._parameters, self._queue, self._in_flight = parameters, queue, in_flight
@@ -152,7 +152,7 @@ class Publisher:
             unconfirmed = list(self._unconfirmed.values())
             self._channel, self._unconfirmed, self._returned = None, {}, {}
             if isinstance(reason, CLOSED_BY_BROKER) and reason.reply_code != CONNECTION_FORCED:
-                # RabbitMQ refused one of these. It says why, and not which: one at a time will show.
+                # RabbitMQ refused one of these, and says why but not which: so send them singly.
                 if len(unconfirmed) == 1:
                     self._settle([unconfirmed.pop()], PublishError(reason.reply_text))
                 self._suspects += len(unconfirmed)
@@ -253,16 +253,18 @@ class Publisher:
 
 def publish_lines(parameters: pika.URLParameters, queue: str) -> None:
     """Publish each line of standard input, and print how many RabbitMQ has confirmed."""
+    logging.basicConfig(format=" [!] %(message)s")
+    logging.getLogger("pika").setLevel(logging.CRITICAL)  # what it would say, we say in one line
     confirmed = 0
 
     def on_done(future: Future[None]) -> None:
         nonlocal confirmed
         if error := future.exception():
-            print(f" [!] {error}. {confirmed} messages before it are confirmed", file=sys.stderr)
+            print(f" [!] {error!r}, after {confirmed} confirmed messages", file=sys.stderr)
             os._exit(1)
         confirmed += 1
-        if sys.stderr.isatty() and confirmed % 1000 == 0:
-            print(f"\r [*] {confirmed} confirmed", end="", file=sys.stderr)
+        if confirmed % 1000 == 0 and sys.stderr.isatty():
+            print(f" [*] {confirmed} confirmed", end="\r", file=sys.stderr, flush=True)
 
     with Publisher(parameters, queue) as publisher:
         for line in sys.stdin.buffer:
@@ -270,15 +272,31 @@ def publish_lines(parameters: pika.URLParameters, queue: str) -> None:
     print(f" [x] Sent {confirmed} messages")
 
 
-# ----- The rest is the command line: the same in all twelve, but for the call and its arguments -----
-
-
+# The rest is the command line: the same in all twelve scripts, but for arguments and one call.
 def main() -> None:
-    """Run from the command line."""
+    """Run from a terminal: end at once when told to, and say in one line what went wrong."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawTextHelpFormatter)
-    parser.add_argument("--queue", default="jobs", help="the queue's name (default: jobs)")
+    parser.add_argument("--queue", default="jobs", help="where to (default: jobs)")
     arguments = parser.parse_args()
-    publish_lines(pika.URLParameters(RABBITMQ_URL), arguments.queue)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: os._exit(128 + number))
+    sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
+    try:  # pika takes localhost if there is no host, and its options may raise anything
+        [_] = re.findall(rb"^amqps?://(?:[^/?#]*@)?+[\w.[][!-~]*$", RABBITMQ_URL.encode("ascii"))
+        parameters = pika.URLParameters(RABBITMQ_URL)
+        parameters.host.encode("idna")
+        with socket.socket() as trial:
+            set_sock_opts(parameters.tcp_options, trial)
+    except Exception:
+        sys.exit(" [!] RABBITMQ_URL is no address. Write amqp://user:password@host:5672/%2F")
+    parameters.blocked_connection_timeout = parameters.blocked_connection_timeout or 30  # seconds
+    try:
+        publish_lines(parameters, arguments.queue)
+    except (pika.exceptions.AMQPError, AMQPConnectorException, OSError, UnicodeError) as error:
+        if getattr(error, "filename", None):  # a file of yours, not the network or the output
+            raise
+        print(f" [!] {error!r}", file=sys.stderr)
+        os._exit(1)  # at once: sys.exit would wait for other threads
 
 
 if __name__ == "__main__":

@@ -2,17 +2,18 @@
 # requires-python = ">=3.11"
 # dependencies = ["pika~=1.4"]
 # ///
-"""Ask part_6/rpc_server.py for Fibonacci numbers, from several threads over one connection.
+"""Ask part_6/rpc_server.py for Fibonacci numbers, each from a thread of its own.
 
-    python recipes/rpc_client.py 30
-    python recipes/rpc_client.py --timeout 5 30 5 12
-
-All numbers are asked for at once. The class FibonacciRpcClient is the part to copy.
+Run it: python recipes/rpc_client.py 30
+or:     python recipes/rpc_client.py --timeout 5 30 5 12
 """
 
 import contextlib
 import logging
 import os
+import re
+import signal
+import socket
 import sys
 import threading
 import time
@@ -22,42 +23,32 @@ from argparse import ArgumentParser, RawTextHelpFormatter
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple, Self
+from typing import Self
 
 import pika
 from pika.adapters.blocking_connection import BlockingChannel
+from pika.adapters.utils.connection_workflow import AMQPConnectorException
 from pika.exceptions import AMQPError, ChannelWrongStateError
 from pika.spec import Basic, BasicProperties
+from pika.tcp_socket_opts import set_sock_opts
 
 RABBITMQ_URL = os.environ.get("RABBITMQ_URL") or "amqp://guest:guest@localhost:5672/%2F"
 LOGGER = logging.getLogger("rpc_client")
 QUEUE = "rpc_queue"
-DAY = 86_400  # seconds
-MOST_DIGITS = 4300  # that Python reads as an integer, unless told otherwise
 
 
 class RpcError(Exception):
-    """The call failed. The text is the server's own, or says what is wrong with its answer."""
-
-
-class Request(NamedTuple):
-    """A request that was not sent yet, and until when its caller waits."""
-
-    correlation_id: str
-    body: bytes
-    deadline: float
+    """The call failed: the server says why, there is no queue to reach it by, or it is nonsense."""
 
 
 class FibonacciRpcClient:
-    """A client of rpc_server.py for all threads of a program. One of its own holds the connection.
+    """Calls part_6/rpc_server.py from any thread. A thread of its own holds the connection.
 
-    A call opens the connection, if there is none or it was lost. After a fork the client begins
+    A call opens the connection, if there is none or it was lost. After a fork, the client begins
     anew in the new process.
     """
 
     def __init__(self, parameters: pika.URLParameters) -> None:
-        if parameters.blocked_connection_timeout is None:
-            parameters.blocked_connection_timeout = 30  # seconds; then calls fail at once
         self._parameters = parameters
         self._begin()
         if hasattr(os, "register_at_fork"):  # Windows has no fork
@@ -65,9 +56,9 @@ class FibonacciRpcClient:
             os.register_at_fork(after_in_child=lambda: (method := begin()) and method())
 
     def _begin(self) -> None:
-        self._lock = threading.Lock()  # guards all of these
-        self._answers: dict[str, Future[int]] = {}  # of calls under way, by correlation id
-        self._requests: deque[Request] = deque()  # not sent yet
+        self._lock = threading.Lock()  # guards what follows
+        self._answers: dict[str | None, Future[int]] = {}  # of calls under way, by correlation id
+        self._requests: deque[tuple[str, bytes, float]] = deque()  # id, body, deadline: to be sent
         self._thread: threading.Thread | None = None
         self._channel: BlockingChannel | None = None  # while requests can be sent on it
         self._closed = False
@@ -88,22 +79,22 @@ class FibonacciRpcClient:
             thread.join(timeout=1)
 
     def call(self, n: int, timeout: float = 10) -> int:
-        """Return the n-th Fibonacci number, as the server says within `timeout` seconds.
+        """Return the n-th Fibonacci number, if a server says it within `timeout` seconds.
 
         Raises:
-            RpcError: The server says that it cannot, there is no queue to reach it by, or its
-                answer is no number.
+            RpcError: As above. This call failed; it says nothing about others.
             TimeoutError: No server answered in time.
-            AMQPError, OSError: There is no connection, or it was lost before the answer came.
+            AMQPError, OSError: There is no connection, or it was lost. The request may be done.
         """
-        if not timeout <= DAY:  # neither is nan
-            raise ValueError(f"a timeout of {timeout} s: a day is the longest")
-        request = Request(str(uuid.uuid4()), str(n).encode(), time.monotonic() + timeout)
-        answer: Future[int] = Future()
+        if not timeout > 0:
+            raise TimeoutError(f"a timeout of {timeout} s leaves no time to answer")
+        timeout = min(timeout, 86_400)  # a day: RabbitMQ refuses an expiration that is far away
+        correlation_id, answer = str(uuid.uuid4()), Future[int]()
+        request = correlation_id, str(n).encode(), time.monotonic() + timeout
         with self._lock:
             if self._closed:
                 raise RpcError("this client is closed")
-            self._answers[request.correlation_id] = answer
+            self._answers[correlation_id] = answer
             self._requests.append(request)
             if not self._thread:
                 self._thread = threading.Thread(target=self._run, name="rpc_client", daemon=True)
@@ -113,11 +104,11 @@ class FibonacciRpcClient:
         try:
             return answer.result(timeout)
         except TimeoutError:
-            if answer.done():  # it is the connection's
+            if answer.done():  # then it was the connection that took too long
                 raise
-            raise TimeoutError("no answer in time: is rpc_server.py running, or busy?") from None
+            raise TimeoutError("no answer in time: no server runs, or all are busy") from None
         finally:
-            self._answers.pop(request.correlation_id, None)  # what comes from now on is late
+            self._answers.pop(correlation_id, None)  # an answer that comes later is ignored
 
     def _wake(self, callback: Callable[[], None]) -> None:
         assert self._channel
@@ -129,7 +120,7 @@ class FibonacciRpcClient:
         try:
             with pika.BlockingConnection(self._parameters) as connection:
                 channel = connection.channel()
-                channel.add_on_return_callback(self._on_return)
+                channel.add_on_return_callback(callback=self._on_answer)
                 self._callback_queue = channel.queue_declare(queue="", exclusive=True).method.queue
                 channel.basic_consume(
                     queue=self._callback_queue, on_message_callback=self._on_answer, auto_ack=True
@@ -164,43 +155,69 @@ class FibonacciRpcClient:
                         correlation_id=correlation_id,
                         expiration=str(left),  # then nobody waits for the answer any longer
                     ),
-                    mandatory=True,  # without a queue the request comes back, to _on_return
+                    mandatory=True,  # without a queue the request comes back, to _on_answer
                 )
 
     def _on_answer(
-        self, _: BlockingChannel, method: Basic.Deliver, properties: BasicProperties, body: bytes
+        self,
+        _: BlockingChannel,
+        method: Basic.Deliver | Basic.Return,
+        properties: BasicProperties,
+        body: bytes,
     ) -> None:
-        # A late, second or unknown answer finds nobody who waits for it.
-        if answer := self._answers.pop(properties.correlation_id, None):
-            if properties.type == "error":
-                answer.set_exception(RpcError(body.decode(errors="replace")))
-            elif body.isdigit() and len(body) <= MOST_DIGITS:
-                answer.set_result(int(body))
-            else:
-                answer.set_exception(RpcError(f"the answer is no number: {body[:20]!r}"))
-
-    def _on_return(
-        self, _: BlockingChannel, method: Basic.Return, properties: BasicProperties, body: bytes
-    ) -> None:
-        if answer := self._answers.pop(properties.correlation_id, None):
-            answer.set_exception(RpcError(f"there is no queue {QUEUE!r}: start rpc_server.py"))
+        answer = self._answers.pop(properties.correlation_id, None)
+        if not answer:  # it is late, or the second, or was never asked for
+            return
+        if isinstance(method, Basic.Return):
+            answer.set_exception(RpcError(f"there is no queue {QUEUE!r}: no server has run yet"))
+        elif properties.type == "error":
+            answer.set_exception(RpcError(body.decode(errors="replace")))
+        elif not body.isdigit() or len(body) > 4300:  # Python reads no longer number
+            answer.set_exception(RpcError(f"the answer is no number: {body[:20]!r}"))
+        else:
+            answer.set_result(int(body))
 
 
 def ask(parameters: pika.URLParameters, numbers: list[int], timeout: float) -> None:
-    """Ask for all the numbers at once, and print them in order."""
-    with FibonacciRpcClient(parameters) as client, ThreadPoolExecutor(max_workers=8) as threads:
-        results = threads.map(lambda n: client.call(n, timeout), numbers)
-        for n, result in zip(numbers, results, strict=True):
-            print(f" [.] fib({n}) = {result}")
+    """Call for all the numbers from as many threads, and print the answers in order."""
+    logging.getLogger("pika").setLevel(logging.CRITICAL)  # what it would say, we say in one line
+    try:
+        with FibonacciRpcClient(parameters) as client, ThreadPoolExecutor(len(numbers)) as threads:
+            answers = threads.map(lambda n: client.call(n, timeout), numbers)
+            for n, number in zip(numbers, answers, strict=True):
+                print(f" [.] fib({n}) = {number}")
+    except RpcError as error:
+        sys.exit(f" [!] RpcError: {error}")
 
 
+# The rest is the command line: the same in all twelve scripts, but for arguments and one call.
 def main() -> None:
-    """Run from the command line."""
+    """Run from a terminal: end at once when told to, and say in one line what went wrong."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawTextHelpFormatter)
     parser.add_argument("numbers", nargs="*", type=int, default=[30], metavar="N", help="of fib(N)")
     parser.add_argument("--timeout", type=float, default=10, help="seconds to wait (default: 10)")
     arguments = parser.parse_args()
-    ask(pika.URLParameters(RABBITMQ_URL), arguments.numbers, arguments.timeout)
+    if not 0 < arguments.timeout <= 86_400:
+        parser.error("--timeout is a number of seconds over 0, and a day at the most")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: os._exit(128 + number))
+    sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
+    try:  # pika takes localhost if there is no host, and its options may raise anything
+        [_] = re.findall(rb"^amqps?://(?:[^/?#]*@)?+[\w.[][!-~]*$", RABBITMQ_URL.encode("ascii"))
+        parameters = pika.URLParameters(RABBITMQ_URL)
+        parameters.host.encode("idna")
+        with socket.socket() as trial:
+            set_sock_opts(parameters.tcp_options, trial)
+    except Exception:
+        sys.exit(" [!] RABBITMQ_URL is no address. Write amqp://user:password@host:5672/%2F")
+    parameters.blocked_connection_timeout = parameters.blocked_connection_timeout or 30  # seconds
+    try:
+        ask(parameters, arguments.numbers, arguments.timeout)
+    except (pika.exceptions.AMQPError, AMQPConnectorException, OSError, UnicodeError) as error:
+        if getattr(error, "filename", None):  # a file of yours, not the network or the output
+            raise
+        print(f" [!] {error!r}", file=sys.stderr)
+        os._exit(1)  # at once: sys.exit would wait for other threads
 
 
 if __name__ == "__main__":

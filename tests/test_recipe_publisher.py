@@ -16,8 +16,9 @@ from pika import BasicProperties
 from pika.adapters.blocking_connection import BlockingChannel
 
 from recipes.publisher import Publisher, PublishError
-from testbed.broker import Broker, wait_until
+from testbed.broker import Broker, OwnBroker
 from testbed.terminal import REPOSITORY, script_environment
+from testbed.waiting import wait_until
 from tests.conftest import Run
 
 SCRIPT, QUEUE = "recipes/publisher.py", "jobs"
@@ -92,7 +93,7 @@ def test_each_line_is_a_persistent_message_with_an_id_in_order(broker: Broker) -
     "end_broker", [operator.methodcaller("stop"), operator.methodcaller("kill")]
 )
 def test_ten_thousand_messages_while_rabbitmq_is_away(
-    own_broker: Broker, end_broker: Callable[[Broker], None]
+    own_broker: OwnBroker, end_broker: Callable[[OwnBroker], None]
 ) -> None:
     process = program(own_broker)
     assert process.stdin
@@ -156,7 +157,7 @@ def test_eight_threads_publish_at_once_and_a_callback_may_publish(broker: Broker
 
 
 @pytest.mark.claim("recipe-rejected")
-def test_what_a_full_queue_rejects_fails(own_broker: Broker) -> None:
+def test_what_a_full_queue_rejects_fails(own_broker: OwnBroker) -> None:
     limits = '{"max-length": 5, "overflow": "reject-publish"}'
     own_broker.ctl("set_policy", "full", f"^{QUEUE}$", limits)
     try:
@@ -212,7 +213,7 @@ def test_what_rabbitmq_refuses_fails_alone(broker: Broker) -> None:
 
 
 @pytest.mark.claim("recipe-too-large")
-def test_a_message_that_is_too_large_fails_alone(own_broker: Broker) -> None:
+def test_a_message_that_is_too_large_fails_alone(own_broker: OwnBroker) -> None:
     own_broker.ctl("eval", "application:set_env(rabbit, max_message_size, 1000).")
     try:
         with publisher_of(own_broker) as publisher:
@@ -225,7 +226,7 @@ def test_a_message_that_is_too_large_fails_alone(own_broker: Broker) -> None:
 
 
 @pytest.mark.claim("recipe-alarm")
-def test_it_waits_while_rabbitmq_blocks_publishers(own_broker: Broker) -> None:
+def test_it_waits_while_rabbitmq_blocks_publishers(own_broker: OwnBroker) -> None:
     with publisher_of(own_broker, "?blocked_connection_timeout=2", in_flight=3) as publisher:
         assert publisher.publish(b"before").result(30) is None
         own_broker.ctl("set_vm_memory_high_watermark", "0.000001")
@@ -240,7 +241,7 @@ def test_it_waits_while_rabbitmq_blocks_publishers(own_broker: Broker) -> None:
 
 
 @pytest.mark.claim("recipe-close")
-def test_closing_is_quick_and_says_what_was_not_confirmed(own_broker: Broker) -> None:
+def test_closing_is_quick_and_says_what_was_not_confirmed(own_broker: OwnBroker) -> None:
     publisher = publisher_of(own_broker)
     assert publisher.publish(b"before").result(30) is None
     own_broker.pause()
@@ -280,7 +281,7 @@ def test_a_publisher_from_before_a_fork_works_in_both_processes(run: Run, broker
         assert bodies.count(who) == 200
 
 
-def test_fifty_lost_connections_leave_nothing_behind(own_broker: Broker) -> None:
+def test_fifty_lost_connections_leave_nothing_behind(own_broker: OwnBroker) -> None:
     process = psutil.Process()
     with publisher_of(own_broker) as publisher:
 
