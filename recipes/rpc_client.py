@@ -132,11 +132,12 @@ class FibonacciRpcClient:
                     channel.start_consuming()
         except Exception as reason:
             error = reason
-            LOGGER.warning("Connection lost: %r", error)
         with self._lock:
             self._thread = self._channel = None
             self._requests.clear()
             answers, self._answers = self._answers, {}
+        if not (answers or self._closed):  # nobody else would say so
+            LOGGER.warning("Connection lost: %r. The next call makes a new one", error)
         for answer in answers.values():
             answer.set_exception(error)
 
