@@ -71,7 +71,7 @@ class Publisher:
             os.register_at_fork(after_in_child=lambda: (method := begin()) and method())
 
     def _begin(self) -> None:
-        self._changed = threading.Condition()  # guards these four:
+        self._changed = threading.Condition()  # guards the next four, and tells of changes
         self._unsettled = 0  # how many futures are not done
         self._waiting: deque[Message] = deque()  # to be sent, or sent again
         self._connection: pika.SelectConnection | None = None
@@ -169,17 +169,20 @@ class Publisher:
         self._reason: BaseException | None = None
         try:
             with self._changed:
+                if self._closed:
+                    return None
                 self._connection = pika.SelectConnection(
                     parameters=self._parameters,
                     on_open_callback=self._on_connection,
                     on_open_error_callback=self._on_connection_closed,
                     on_close_callback=self._on_connection_closed,
                 )
-            self._connection.ioloop.start()
+            try:
+                self._connection.ioloop.start()
+            finally:
+                self._connection.ioloop.close()
         except Exception as error:  # pika failed, as over a returned message that it cannot decode
-            self._reason = error
-        if self._connection:
-            self._connection.ioloop.close()
+            return error
         return self._reason
 
     def _on_connection(self, connection: Connection) -> None:
@@ -228,15 +231,15 @@ class Publisher:
         self._returned[properties.message_id] = PublishError(why)  # its confirm comes next
 
     def _on_confirm(self, frame: Method[Any]) -> None:
-        tag = frame.method.delivery_tag
-        tags = list(takewhile(tag.__ge__, self._unconfirmed)) if frame.method.multiple else [tag]
-        error = None
-        if isinstance(frame.method, Basic.Nack):
+        method, error = frame.method, None
+        tags = [method.delivery_tag]
+        if method.multiple:  # and all before it
+            tags = list(takewhile(method.delivery_tag.__ge__, self._unconfirmed))
+        if isinstance(method, Basic.Nack):
             error = PublishError("RabbitMQ rejected it: is the queue full?")
         self._pause = 1
-        self._settle(
-            [self._unconfirmed.pop(tag) for tag in tags if tag in self._unconfirmed], error
-        )
+        confirmed = [self._unconfirmed.pop(tag) for tag in tags if tag in self._unconfirmed]
+        self._settle(confirmed, error)
         self._send()
 
     def _settle(self, messages: list[Message], error: Exception | None = None) -> None:
@@ -251,7 +254,7 @@ class Publisher:
                 message.future.set_result(None)
 
 
-def publish_lines(parameters: pika.URLParameters, queue: str) -> None:
+def publish_lines(parameters: pika.URLParameters, queue: str, timeout: float) -> None:
     """Publish each line of standard input, and print how many RabbitMQ has confirmed."""
     logging.basicConfig(format=" [!] %(message)s")
     logging.getLogger("pika").setLevel(logging.CRITICAL)  # what it would say, we say in one line
@@ -266,9 +269,11 @@ def publish_lines(parameters: pika.URLParameters, queue: str) -> None:
         if confirmed % 1000 == 0 and sys.stderr.isatty():
             print(f" [*] {confirmed} confirmed", end="\r", file=sys.stderr, flush=True)
 
-    with Publisher(parameters, queue) as publisher:
-        for line in sys.stdin.buffer:
-            publisher.publish(line.rstrip(b"\r\n")).add_done_callback(on_done)
+    publisher = Publisher(parameters, queue)
+    for line in sys.stdin.buffer:
+        future = publisher.publish(line.rstrip(b"\r\n"), timeout=timeout)
+        future.add_done_callback(on_done)
+    publisher.close(timeout)
     print(f" [x] Sent {confirmed} messages")
 
 
@@ -277,6 +282,9 @@ def main() -> None:
     """Run from a terminal: end at once when told to, and say in one line what went wrong."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawTextHelpFormatter)
     parser.add_argument("--queue", default="jobs", help="where to (default: jobs)")
+    parser.add_argument(
+        "--timeout", type=float, default=30, help="seconds to wait for RabbitMQ (default: 30)"
+    )
     arguments = parser.parse_args()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: os._exit(128 + number))
@@ -291,7 +299,7 @@ def main() -> None:
         sys.exit(" [!] RABBITMQ_URL is no address. Write amqp://user:password@host:5672/%2F")
     parameters.blocked_connection_timeout = parameters.blocked_connection_timeout or 30  # seconds
     try:
-        publish_lines(parameters, arguments.queue)
+        publish_lines(parameters, arguments.queue, arguments.timeout)
     except (pika.exceptions.AMQPError, AMQPConnectorException, OSError, UnicodeError) as error:
         if getattr(error, "filename", None):  # a file of yours, not the network or the output
             raise

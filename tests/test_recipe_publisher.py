@@ -95,7 +95,7 @@ def test_each_line_is_a_persistent_message_with_an_id_in_order(broker: Broker) -
 def test_ten_thousand_messages_while_rabbitmq_is_away(
     own_broker: OwnBroker, end_broker: Callable[[OwnBroker], None]
 ) -> None:
-    process = program(own_broker)
+    process = program(own_broker, "--timeout", "120")
     assert process.stdin
     try:
         process.stdin.write(lines(1, 4_000))

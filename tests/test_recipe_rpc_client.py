@@ -85,15 +85,20 @@ def test_calls_under_way_when_the_connection_is_lost_say_so(own_broker: OwnBroke
         for call in calls:
             with pytest.raises(AMQPError, match="maintenance"):
                 call.result(20)
-        own_broker.stop()
-        with pytest.raises((AMQPError, OSError)):
-            client.call(10)
-        own_broker.start()
         with own_broker.channel() as channel:
             channel.queue_purge(queue=QUEUE)
             call = threads.submit(client.call, 10)
             answer(channel, take_request(channel), b"55")
             assert call.result(10) == 55
+
+
+def test_without_rabbitmq_each_call_says_so_at_once(broker: Broker) -> None:
+    (port,) = free_ports(1)
+    client = FibonacciRpcClient(pika.URLParameters(f"amqp://guest:guest@localhost:{port}/%2F"))
+    with calling(client) as threads:
+        for call in [threads.submit(client.call, 10, 60) for _ in range(8)]:
+            with pytest.raises(AMQPError, match="refused"):
+                call.result(20)
 
 
 @pytest.mark.claim("recipe-rpc-alone")
