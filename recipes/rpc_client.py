@@ -99,7 +99,7 @@ class FibonacciRpcClient:
             if not self._thread:
                 self._thread = threading.Thread(target=self._run, name="rpc_client", daemon=True)
                 self._thread.start()
-            elif self._channel:
+            elif self._channel and len(self._requests) == 1:  # if more, _send is on its way
                 self._wake(self._send)
         try:
             return answer.result(timeout)

@@ -97,8 +97,7 @@ def test_without_rabbitmq_each_call_says_so_at_once(broker: Broker) -> None:
     client = FibonacciRpcClient(pika.URLParameters(f"amqp://guest:guest@localhost:{port}/%2F"))
     with calling(client) as threads:
         for call in [threads.submit(client.call, 10, 60) for _ in range(8)]:
-            with pytest.raises(AMQPError, match="refused"):
-                call.result(20)
+            assert "refused" in repr(call.exception(20))
 
 
 @pytest.mark.claim("recipe-rpc-alone")
