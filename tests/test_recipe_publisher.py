@@ -1,0 +1,335 @@
+"""recipes/publisher.py: what its page states, on a broker that is restarted, killed and full."""
+
+import operator
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+
+import pika
+import psutil
+import pytest
+from pika import BasicProperties
+from pika.adapters.blocking_connection import BlockingChannel
+
+from recipes.publisher import Publisher, PublishError
+from testbed.broker import Broker, OwnBroker
+from testbed.terminal import REPOSITORY, script_environment
+from testbed.waiting import wait_until
+from tests.conftest import Run
+
+SCRIPT, QUEUE = "recipes/publisher.py", "jobs"
+
+
+@pytest.fixture(autouse=True)
+def jobs(broker: Broker) -> Iterator[None]:
+    """Have the recipe's queue there, and empty, and leave none behind."""
+    with broker.channel() as channel:
+        channel.queue_delete(queue=QUEUE)
+        channel.queue_declare(queue=QUEUE, durable=True)
+    yield
+    with broker.channel() as channel:
+        channel.queue_delete(queue=QUEUE)
+
+
+def program(broker: Broker, *arguments: str) -> subprocess.Popen[str]:
+    """Start the program, with its standard input and output in pipes."""
+    return subprocess.Popen(
+        [sys.executable, SCRIPT, *arguments],
+        cwd=REPOSITORY,
+        env=script_environment(broker.url),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def publisher_of(broker: Broker, options: str = "", in_flight: int = 1000) -> Publisher:
+    """Return the recipe's publisher, as another program uses it."""
+    return Publisher(pika.URLParameters(broker.url + options), QUEUE, in_flight)
+
+
+def lines(first: int, last: int) -> str:
+    """Return what `seq` prints."""
+    return "".join(f"{number}\n" for number in range(first, last + 1))
+
+
+def messages(broker: Broker, queue: str = QUEUE) -> list[tuple[BasicProperties, bytes]]:
+    """Take all messages out of the queue; return their properties and bodies, in order."""
+    with broker.channel() as channel:
+        count = channel.queue_declare(queue=queue, passive=True).method.message_count
+        taken: list[tuple[BasicProperties, bytes]] = []
+        if count:
+            for _, properties, body in channel.consume(queue=queue, auto_ack=True):
+                assert properties is not None
+                assert body is not None
+                taken.append((properties, body))
+                if len(taken) == count:
+                    break
+        return taken
+
+
+@pytest.mark.claim("recipe-confirmed", "recipe-message-id")
+def test_each_line_is_a_persistent_message_with_an_id_in_order(broker: Broker) -> None:
+    for queue, arguments in ((QUEUE, []), ("other_jobs", ["--queue", "other_jobs"])):
+        process = program(broker, *arguments)
+        out, error = process.communicate("first\n\nthird, ä\r\nlast", timeout=30)
+        assert (process.returncode, out, error) == (0, " [x] Sent 4 messages\n", "")
+        taken = messages(broker, queue)
+        assert [body.decode() for _, body in taken] == ["first", "", "third, ä", "last"]
+        assert {properties.delivery_mode for properties, _ in taken} == {2}
+        assert len({properties.message_id for properties, _ in taken}) == 4
+    with broker.channel() as channel:
+        channel.queue_declare(queue=QUEUE, durable=True)  # as it is: refused if it were transient
+        channel.queue_delete(queue="other_jobs")
+
+
+@pytest.mark.claim("recipe-nothing-lost", "recipe-twice")
+@pytest.mark.parametrize(
+    "end_broker", [operator.methodcaller("stop"), operator.methodcaller("kill")]
+)
+def test_ten_thousand_messages_while_rabbitmq_is_away(
+    own_broker: OwnBroker, end_broker: Callable[[OwnBroker], None]
+) -> None:
+    process = program(own_broker, "--timeout", "120")
+    assert process.stdin
+    try:
+        process.stdin.write(lines(1, 4_000))
+        process.stdin.flush()
+        wait_until(lambda: own_broker.ready(QUEUE) > 500, "some messages")
+        end_broker(own_broker)
+        process.stdin.write(lines(4_001, 7_000))
+        process.stdin.flush()
+        own_broker.start()
+        out, error = process.communicate(lines(7_001, 10_000), timeout=60)
+    finally:
+        process.kill()
+    assert (process.returncode, out) == (0, " [x] Sent 10000 messages\n"), error
+    assert "Connection lost" in error
+    body_of: dict[str | None, bytes] = {}
+    for properties, body in messages(own_broker):
+        assert body_of.setdefault(properties.message_id, body) == body  # a copy has the same id
+    assert sorted(map(int, body_of.values())) == list(range(1, 10_001))
+
+
+@pytest.mark.claim("recipe-in-flight")
+def test_no_more_are_in_flight_than_may_be(broker: Broker) -> None:
+    with publisher_of(broker, in_flight=10) as publisher:
+        publisher.publish(b"connects").result(30)
+        open_gate = threading.Event()
+        first = publisher.publish(b"first")
+        first.add_done_callback(lambda _: open_gate.wait(30))  # holds the publisher's own thread up
+        first.result(30)
+        held = [publisher.publish(b"held") for _ in range(10)]
+        with pytest.raises(TimeoutError, match="10 messages"):
+            publisher.publish(b"one too many", timeout=0.2)
+        assert not any(future.done() for future in held)
+        with ThreadPoolExecutor() as threads:
+            waiting = threads.submit(publisher.publish, b"waits for its turn")
+            open_gate.set()
+            assert waiting.result(30).result(30) is None
+        assert [future.result(30) for future in held] == [None] * 10
+    bodies = [body for _, body in messages(broker)]
+    assert bodies == [b"connects", b"first", *[b"held"] * 10, b"waits for its turn"]
+
+
+@pytest.mark.claim("recipe-threads")
+def test_eight_threads_publish_at_once_and_a_callback_may_publish(broker: Broker) -> None:
+    answered: list[Future[None]] = []
+    with publisher_of(broker, in_flight=5) as publisher, ThreadPoolExecutor(8) as threads:
+
+        def publish(number: int) -> None:
+            future = publisher.publish(str(number).encode())
+            future.add_done_callback(lambda _: answered.append(publisher.publish(b"and another")))
+            future.result(30)
+
+        list(threads.map(publish, range(400)))
+        wait_until(lambda: len(answered) == 400, "the callbacks")
+        wait(answered, 30)
+    bodies = [body for _, body in messages(broker)]
+    assert sorted(bodies) == sorted(
+        [*(str(n).encode() for n in range(400)), *[b"and another"] * 400]
+    )
+
+
+@pytest.mark.claim("recipe-rejected")
+def test_what_a_full_queue_rejects_fails(own_broker: OwnBroker) -> None:
+    limits = '{"max-length": 5, "overflow": "reject-publish"}'
+    own_broker.ctl("set_policy", "full", f"^{QUEUE}$", limits)
+    try:
+        process = program(own_broker)
+        _, error = process.communicate(lines(1, 50), timeout=30)
+        assert process.returncode == 1
+        (line,) = error.splitlines()
+        assert line.startswith(" [!] ")
+        assert "rejected" in line
+        with publisher_of(own_broker) as publisher:
+            futures = [publisher.publish(b"no room") for _ in range(3)]
+            for future in futures:
+                with pytest.raises(PublishError, match="rejected"):
+                    future.result(30)
+            assert len(messages(own_broker)) >= 5
+            assert publisher.publish(b"room").result(30) is None
+    finally:
+        own_broker.ctl("clear_policy", "full")
+
+
+@pytest.mark.claim("recipe-returned")
+def test_what_no_queue_takes_fails(broker: Broker, channel: BlockingChannel) -> None:
+    with publisher_of(broker) as publisher:
+        assert publisher.publish(b"there").result(30) is None
+        channel.queue_delete(queue=QUEUE)
+        same_id = BasicProperties(message_id="order 17")
+        for future in [publisher.publish(b"gone", same_id) for _ in range(3)]:
+            with pytest.raises(PublishError, match="NO_ROUTE"):
+                future.result(30)
+        channel.queue_declare(queue=QUEUE, durable=True)
+        assert publisher.publish(b"there again", same_id).result(30) is None
+    (message,) = messages(broker)
+    assert message[0].message_id == "order 17"
+    assert same_id.delivery_mode is None  # the caller's object is as it was
+
+
+@pytest.mark.claim("recipe-refused")
+def test_what_rabbitmq_refuses_fails_alone(broker: Broker) -> None:
+    with publisher_of(broker) as publisher:
+        good = [publisher.publish(b"good")]
+        bad = publisher.publish(b"never", BasicProperties(expiration="soon"))  # ms, in digits
+        good += [publisher.publish(b"good") for _ in range(5)]
+        worse = publisher.publish(b"never", BasicProperties(headers={"long": "x" * 200_000}))
+        good += [publisher.publish(b"good") for _ in range(5)]
+        unsendable = publisher.publish(b"never", BasicProperties(message_id="x" * 256))
+        with pytest.raises(PublishError, match="invalid expiration"):  # closes the channel
+            bad.result(30)
+        with pytest.raises(PublishError, match="FRAME_ERROR"):  # closes the connection
+            worse.result(30)
+        assert unsendable.exception(30) is not None
+        assert [future.result(30) for future in good] == [None] * 11
+    assert {body for _, body in messages(broker)} == {b"good"}
+
+
+@pytest.mark.claim("recipe-too-large")
+def test_a_message_that_is_too_large_fails_alone(own_broker: OwnBroker) -> None:
+    own_broker.ctl("eval", "application:set_env(rabbit, max_message_size, 1000).")
+    try:
+        with publisher_of(own_broker) as publisher:
+            futures = [publisher.publish(bytes(size)) for size in (1000, 1001, 1000)]
+            assert futures[0].result(30) is futures[2].result(30) is None
+            with pytest.raises(PublishError, match="message size 1001 is larger"):
+                futures[1].result(30)
+    finally:
+        own_broker.ctl("eval", "application:unset_env(rabbit, max_message_size).")
+
+
+@pytest.mark.claim("recipe-alarm")
+def test_it_waits_while_rabbitmq_blocks_publishers(own_broker: OwnBroker) -> None:
+    with publisher_of(own_broker, "?blocked_connection_timeout=2", in_flight=3) as publisher:
+        assert publisher.publish(b"before").result(30) is None
+        own_broker.ctl("set_vm_memory_high_watermark", "0.000001")
+        try:
+            futures = [publisher.publish(b"during") for _ in range(3)]
+            with pytest.raises(TimeoutError):
+                publisher.publish(b"one too many", timeout=5)  # longer than a connection lasts
+            assert not any(future.done() for future in futures)
+        finally:
+            own_broker.ctl("set_vm_memory_high_watermark", "0.4")
+        assert [future.result(30) for future in futures] == [None] * 3
+
+
+@pytest.mark.claim("recipe-close")
+def test_closing_is_quick_and_says_what_was_not_confirmed(own_broker: OwnBroker) -> None:
+    publisher = publisher_of(own_broker)
+    assert publisher.publish(b"before").result(30) is None
+    own_broker.pause()
+    try:
+        future = publisher.publish(b"to somebody who is silent")
+        began = time.monotonic()
+        publisher.close(timeout=0.5)
+        assert time.monotonic() - began < 4
+        with pytest.raises(PublishError, match="before RabbitMQ confirmed"):
+            future.result(1)
+        with pytest.raises(PublishError, match="closed"):
+            publisher.publish(b"after the end")
+    finally:
+        own_broker.resume()
+
+
+@pytest.mark.claim("recipe-fork")
+def test_a_publisher_from_before_a_fork_works_in_both_processes(run: Run, broker: Broker) -> None:
+    script = run(
+        "-c",
+        "import os, pika\n"
+        "from recipes.publisher import RABBITMQ_URL, Publisher\n"
+        "publisher = Publisher(pika.URLParameters(RABBITMQ_URL))\n"
+        "futures = [publisher.publish(b'parent, before') for _ in range(200)]\n"
+        "child = os.fork()\n"
+        "who = b'parent, after' if child else b'child'\n"
+        "futures = [publisher.publish(who) for _ in range(200)]\n"
+        "print([future.result(20) for future in futures] == [None] * 200, flush=True)\n"
+        "publisher.close()\n"
+        "if child: print(os.waitpid(child, 0)[1], flush=True)\n"
+        "else: os._exit(0)\n",
+    )
+    assert script.wait(40) == 0
+    assert script.out == ["True", "True", "0"]
+    bodies = [body for _, body in messages(broker)]
+    for who in (b"parent, before", b"parent, after", b"child"):
+        assert bodies.count(who) == 200
+
+
+def test_fifty_lost_connections_leave_nothing_behind(own_broker: OwnBroker) -> None:
+    process = psutil.Process()
+    with publisher_of(own_broker) as publisher:
+
+        def lose_a_connection() -> tuple[int, int]:
+            publisher._pause = 0
+            future = publisher.publish(b"never", BasicProperties(expiration="soon"))
+            with pytest.raises(PublishError):
+                future.result(30)
+            publisher.publish(b"after").result(30)
+            return process.num_fds(), process.num_threads()
+
+        before = [lose_a_connection() for _ in range(5)][-1]
+        after = [lose_a_connection() for _ in range(50)][-1]
+    assert after[0] <= before[0] + 3
+    assert after[1] <= before[1] + 1
+
+
+@pytest.mark.claim("recipe-interrupted")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_it_does_not_claim_success(broker: Broker, number: signal.Signals) -> None:
+    process = program(broker)
+    assert process.stdin
+    process.stdin.write(lines(1, 100))
+    process.stdin.flush()  # and no end of the input
+    wait_until(lambda: broker.ready(QUEUE) == 100, "the messages")
+    process.send_signal(number)
+    out, error = process.communicate(timeout=10)
+    assert process.returncode not in (0, None)
+    assert "Sent" not in out
+    assert "Traceback" not in error
+
+
+def test_without_a_broker_it_says_so(broker: Broker) -> None:
+    environment = {
+        **script_environment(broker.url),
+        "RABBITMQ_URL": "amqp://guest:guest@localhost:1/%2F",
+    }
+    done = subprocess.run(
+        [sys.executable, SCRIPT],
+        cwd=REPOSITORY,
+        env=environment,
+        input="1\n",
+        text=True,
+        capture_output=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert "Connection refused" in line
