@@ -1,6 +1,8 @@
 # What a target does stands behind its name; `make help` lists it. ARGS is passed on, as in
 # make test ARGS="--broker=docker -k part_2". tools/ has what the targets run, bench/ the benchmark.
 
+PAGES = README.md bench/README.md cluster/README.md recipes/README.md
+
 .PHONY: help demo test test-cluster check bench faults load mutants check-readme readme pictures setup clean
 
 help: ## this list
@@ -38,11 +40,11 @@ load: setup ## two hundred workers and receivers, ten thousand messages, and wha
 mutants: setup ## wrong edits of the scripts, and which test catches each; make mutants ARGS="-k name"
 	@.venv/bin/python -m tools.mutants $(ARGS)
 
-readme: setup ## write the README's code and transcripts, from the scripts and from running them
-	@.venv/bin/python -m cogapp -r -I . README.md
+readme: setup ## write the pages' code, terminals and tables, from the scripts and from running them
+	@.venv/bin/python -m cogapp -r -I . $(PAGES)
 
 check-readme: setup ## compare them instead
-	@.venv/bin/python -m cogapp --check --diff -I . README.md
+	@.venv/bin/python -m cogapp --check --diff -I . $(PAGES)
 
 pictures: ## draw the pictures from their Graphviz sources
 	@./setup.sh pictures
