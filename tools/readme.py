@@ -23,7 +23,7 @@ def code(script: str, *names: str) -> str:
     """
     source = (REPOSITORY / script).read_text(encoding="utf-8")
     parts = [definition(source, name) for name in names] or [source.rstrip()]
-    return _fence("python", "\n\n\n".join(parts))
+    return _fence("python", "\n\n".join(parts))
 
 
 def diff(old: str, new: str, name: str = "") -> str:
