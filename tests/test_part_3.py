@@ -187,11 +187,15 @@ def test_the_ready_line_is_true(
         heard.append(body)
         consumer.stop_consuming()
 
-    # At the very moment at which the script says that it waits, somebody sends.
+    def say(line: str) -> None:
+        """Send at the very moment at which the script says that it waits."""
+        said.append(line)
+        publish(channel, "now")
+
     channel.confirm_delivery()
     said: list[str] = []
     monkeypatch.setattr(receive_logs, "on_message", on_message)
-    monkeypatch.setattr("builtins.print", lambda line: (said.append(line), publish(channel, "now")))
+    monkeypatch.setattr("builtins.print", say)
     with pytest.raises(ConsumerCancelled):
         receive_logs.receive(pika.URLParameters(broker.url))
     assert said == [" [*] Waiting for logs. To exit press CTRL+C"]
