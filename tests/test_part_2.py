@@ -18,7 +18,7 @@ from part_2 import new_task
 from testbed.broker import Broker, OwnBroker
 from testbed.terminal import Terminal
 from testbed.waiting import wait_until
-from tests.conftest import Run
+from tests.conftest import Run, Variant
 
 NEW_TASK, WORKER, QUEUE = "part_2/new_task.py", "part_2/worker.py", "task_queue"
 HELLO = "hello"  # the queue of the first steps
@@ -26,6 +26,9 @@ HELLO = "hello"  # the queue of the first steps
 # The programs on the way to these two. Each lacks something, which its docstring tells.
 NEW_TASKS = {number: f"part_2/steps/new_task_{number}.py" for number in range(1, 4)}
 WORKERS = {number: f"part_2/steps/worker_{number}.py" for number in range(1, 7)}
+
+# The line of worker.py that is the work.
+WORK = '    time.sleep(task.count(b"."))'
 
 LONG = 50 * "."  # a task that lasts longer than a test waits for anything
 
@@ -463,6 +466,25 @@ def test_told_to_stop_a_worker_finishes_its_task_and_takes_no_more(
     broker.wait_for_ready(QUEUE, 2)
     successor = run(WORKER).expect("Done", times=2)
     assert received(successor) == ["next 1", "next 2"]
+
+
+def test_told_to_stop_a_worker_gives_back_what_was_sent_ahead(
+    run: Run, broker: Broker, channel: BlockingChannel, variant: Variant, tmp_path: Path
+) -> None:
+    # Somebody who copies worker.py may set another prefetch count.
+    finish = tmp_path / "finish"
+    until_there = f"    while not os.path.exists({str(finish)!r}):\n        time.sleep(0.05)"
+    ahead = ("prefetch_count=1", "prefetch_count=10")
+    worker = run(variant(WORKER, ahead, (WORK, until_there))).expect_ready()
+    send(channel, "current", "next 1", "next 2")
+    worker.expect("Received 'current'")
+    wait_until(lambda: broker.ready(QUEUE) == 0, "all tasks to be with the worker")
+    worker.terminate()
+    worker.expect("[*] Stopping after the task at hand")
+    finish.touch()
+    assert worker.wait() == 0
+    assert worker.messages == ["Received 'current'", "Done"]
+    broker.wait_for_ready(QUEUE, 2)
 
 
 def test_step_6_drops_its_task_when_told_to_stop(

@@ -102,7 +102,7 @@ def test_a_headers_exchange_goes_by_the_values_of_headers(channel: BlockingChann
     assert bodies(channel, any_of) == ["both", "both and more", "one", "one and another"]
 
 
-@pytest.mark.claim("III-no-queue-discards", "III-discard-confirmed")
+@pytest.mark.claim("III-no-queue-discards")
 def test_with_no_queue_bound_a_message_is_discarded(run: Run, channel: BlockingChannel) -> None:
     emitter = run(EMIT, "unheard")
     assert emitter.wait() == 0
