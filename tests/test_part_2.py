@@ -30,6 +30,9 @@ WORKERS = {number: f"part_2/steps/worker_{number}.py" for number in range(1, 7)}
 # The line of worker.py that is the work.
 WORK = '    time.sleep(task.count(b"."))'
 
+# RabbitMQ is restarted, or asked by rabbitmqctl: a busy machine takes a minute for that.
+patient = pytest.mark.timeout(180)
+
 LONG = 50 * "."  # a task that lasts longer than a test waits for anything
 
 
@@ -248,6 +251,7 @@ def test_a_queue_cannot_be_declared_again_with_other_properties(
 
 
 @pytest.mark.claim("II-transient-lost", "II-durable-restart")
+@patient
 def test_what_a_restart_of_the_broker_leaves(run: Run, own_broker: OwnBroker) -> None:
     busy = run(WORKERS[2]).expect_ready()
     for command in (
@@ -272,6 +276,7 @@ def test_what_a_restart_of_the_broker_leaves(run: Run, own_broker: OwnBroker) ->
 
 
 @pytest.mark.claim("II-confirms", "II-reconnect")
+@patient
 def test_no_task_reported_as_sent_is_lost_when_the_broker_is_killed_outright(
     run: Run, own_broker: OwnBroker, tmp_path: Path
 ) -> None:
@@ -299,6 +304,7 @@ def test_no_task_reported_as_sent_is_lost_when_the_broker_is_killed_outright(
     assert own_broker.ready(QUEUE) == 0
 
 
+@patient
 def test_a_lost_connection_ends_step_5_and_step_6_connects_again(
     run: Run, own_broker: OwnBroker
 ) -> None:
@@ -314,6 +320,7 @@ def test_a_lost_connection_ends_step_5_and_step_6_connects_again(
 
 
 @pytest.mark.claim("II-rejected")
+@patient
 def test_a_full_queue_rejects_a_task_and_tells_who_asked(run: Run, own_broker: OwnBroker) -> None:
     full = '{"max-length": 1, "overflow": "reject-publish"}'
     own_broker.ctl("set_policy", "full", f"^{QUEUE}$", full, "--apply-to", "queues")
@@ -347,6 +354,7 @@ def test_a_task_for_a_queue_that_is_not_there_is_an_error(
     assert capsys.readouterr().out == ""
 
 
+@patient
 def test_step_3_waits_for_its_confirm_however_long_it_takes(
     run: Run, own_broker: OwnBroker
 ) -> None:
@@ -411,6 +419,7 @@ def test_a_task_may_take_longer_than_the_heartbeat(
 
 
 @pytest.mark.claim("II-twice")
+@patient
 def test_a_task_whose_connection_is_lost_before_the_acknowledgement_is_done_again(
     run: Run, own_broker: OwnBroker, tmp_path: Path
 ) -> None:

@@ -19,6 +19,9 @@ from tests.conftest import Run
 
 CLIENT, SERVER, QUEUE = "part_6/rpc_client.py", "part_6/rpc_server.py", "rpc_queue"
 
+# RabbitMQ is restarted, or asked by rabbitmqctl: a busy machine takes a minute for that.
+patient = pytest.mark.timeout(180)
+
 # The programs on the way to these two. Each lacks something, which its docstring tells.
 CLIENTS = {number: f"part_6/steps/rpc_client_{number}.py" for number in (1, 2)}
 FIRST_SERVER = "part_6/steps/rpc_server_1.py"
@@ -368,6 +371,7 @@ def test_a_client_is_refused_to_another_process(run: Run) -> None:
     assert forked.out == ["this client was made by another process", "55"]
 
 
+@patient
 def test_a_client_leaves_soon_whatever_rabbitmq_does(own_broker: OwnBroker) -> None:
     with own_broker.channel() as channel:
         channel.queue_declare(queue=QUEUE, durable=True)
@@ -384,6 +388,7 @@ def test_a_client_leaves_soon_whatever_rabbitmq_does(own_broker: OwnBroker) -> N
 
 
 @pytest.mark.claim("VI-reconnect")
+@patient
 def test_a_server_outlives_a_restart_of_the_broker(run: Run, own_broker: OwnBroker) -> None:
     busy = slow_server(run, seconds=50)
     waiting = run(CLIENT, "--timeout", "60", "1")
@@ -403,6 +408,7 @@ def test_a_server_outlives_a_restart_of_the_broker(run: Run, own_broker: OwnBrok
         assert client.call(30) == 832040
 
 
+@patient
 def test_a_client_says_that_its_connection_was_lost_and_makes_a_new_one(
     run: Run, own_broker: OwnBroker
 ) -> None:
