@@ -1,37 +1,48 @@
 """Work Queues: the statements of Part II, in the order in which the text makes them."""
 
+import contextlib
+import signal
+import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pika
 import pytest
 from pika.adapters.blocking_connection import BlockingChannel
 from pika.exceptions import ChannelClosedByBroker, UnroutableError
+from pika.frame import Heartbeat, Method
+from pika.spec import Connection
 
+from part_2 import new_task
 from testbed.broker import Broker, OwnBroker
 from testbed.terminal import Terminal
 from testbed.waiting import wait_until
 from tests.conftest import Run, Variant
 
 NEW_TASK, WORKER, QUEUE = "part_2/new_task.py", "part_2/worker.py", "task_queue"
+HELLO = "hello"  # the queue of the first steps
 
-# new_task.py many times in one process: each word a task, on a connection of its own.
-SEND_EACH = ('send(" ".join(arguments.words))', "[send(word) for word in arguments.words]")
-# The lines of worker.py that a statement is about.
-PREFETCH = "    channel.basic_qos(prefetch_count=1)"
-CONSUME = "channel.basic_consume(queue=QUEUE, on_message_callback=on_message"
-HEARTBEATS = "    with contextlib.suppress(AMQPError):"
+# The programs on the way to these two. Each lacks something, which its docstring tells.
+NEW_TASKS = {number: f"part_2/steps/new_task_{number}.py" for number in range(1, 4)}
+WORKERS = {number: f"part_2/steps/worker_{number}.py" for number in range(1, 7)}
+
+# The line of worker.py that is the work.
 WORK = '    time.sleep(task.count(b"."))'
-ACKNOWLEDGE = "    channel.basic_ack(delivery_tag=method.delivery_tag)\n"
+
+# RabbitMQ is restarted, or asked by rabbitmqctl: a busy machine takes a minute for that.
+patient = pytest.mark.timeout(180)
+
+LONG = 50 * "."  # a task that lasts longer than a test waits for anything
 
 
-def send(channel: BlockingChannel, *tasks: str) -> None:
+def send(channel: BlockingChannel, *tasks: str, queue: str = QUEUE) -> None:
     """Send the tasks as new_task.py does, but without a process for each."""
-    channel.queue_declare(queue=QUEUE, durable=True)
+    channel.queue_declare(queue=queue, durable=queue == QUEUE)
     for task in tasks:
         channel.basic_publish(
             exchange="",
-            routing_key=QUEUE,
+            routing_key=queue,
             body=task.encode(),
             properties=pika.BasicProperties(delivery_mode=pika.DeliveryMode.Persistent),
         )
@@ -42,9 +53,9 @@ def received(terminal: Terminal) -> list[str]:
     return [line.split("'")[1] for line in terminal.out if "Received" in line]
 
 
-def until_there(file: Path) -> tuple[str, str]:
-    """Return for a `variant` of worker.py what has each task last until the file is there."""
-    return WORK, f"    while not os.path.exists({str(file)!r}):\n        time.sleep(0.05)"
+def held_worker(run: Run, file: Path) -> Terminal:
+    """Return a worker whose tasks last until the file is there; it lists those that are done."""
+    return run("-m", "tests.held_worker", str(file)).expect_ready()
 
 
 def seconds_for_three_tasks(
@@ -74,10 +85,9 @@ def test_more_workers_clear_a_backlog_faster(
 
 @pytest.mark.claim("II-round-robin")
 def test_by_default_each_next_message_goes_to_the_next_consumer(
-    run: Run, channel: BlockingChannel, variant: Variant
+    run: Run, channel: BlockingChannel
 ) -> None:
-    without_prefetch = variant(WORKER, (PREFETCH, "    # no limit"))
-    workers = [run(without_prefetch).expect_ready() for _ in range(3)]
+    workers = [run(WORKERS[3]).expect_ready() for _ in range(3)]
     send(channel, *"123456789")
     for worker in workers:
         worker.expect("Done", times=3)
@@ -86,11 +96,10 @@ def test_by_default_each_next_message_goes_to_the_next_consumer(
 
 @pytest.mark.claim("II-blind-dispatch")
 def test_without_a_prefetch_limit_one_worker_gets_all_the_heavy_tasks(
-    run: Run, managed_broker: Broker, channel: BlockingChannel, variant: Variant
+    run: Run, managed_broker: Broker, channel: BlockingChannel
 ) -> None:
-    without_prefetch = variant(WORKER, (PREFETCH, "    # no limit"))
-    busy, idle = (run(without_prefetch).expect_ready() for _ in range(2))
-    heavy = [f"heavy {number}{50 * '.'}" for number in (1, 2, 3)]  # longer than the test takes
+    busy, idle = (run(WORKERS[3]).expect_ready() for _ in range(2))
+    heavy = [f"heavy {number}{LONG}" for number in (1, 2, 3)]
     send(channel, heavy[0], "light 1", heavy[1], "light 2", heavy[2], "light 3")
 
     idle.expect("Done", times=3)
@@ -103,11 +112,12 @@ def test_without_a_prefetch_limit_one_worker_gets_all_the_heavy_tasks(
 
 
 @pytest.mark.claim("II-fair-dispatch")
+@pytest.mark.parametrize("script", [WORKERS[4], WORKER])
 def test_with_prefetch_1_a_task_goes_to_a_worker_that_is_not_busy(
-    run: Run, channel: BlockingChannel
+    run: Run, channel: BlockingChannel, script: str
 ) -> None:
-    busy, other = (run(WORKER).expect_ready() for _ in range(2))
-    heavy = f"heavy 1{50 * '.'}"  # which takes as long as the test does
+    busy, other = (run(script).expect_ready() for _ in range(2))
+    heavy = f"heavy 1{LONG}"
     send(channel, heavy, "light 1", "light 2", "light 3", "light 4")
     other.expect("Done", times=4)
     assert received(other) == ["light 1", "light 2", "light 3", "light 4"]
@@ -117,43 +127,69 @@ def test_with_prefetch_1_a_task_goes_to_a_worker_that_is_not_busy(
 
 @pytest.mark.claim("II-auto-ack-loses")
 def test_with_auto_ack_a_killed_worker_loses_what_was_dispatched_to_it(
-    run: Run, broker: Broker, channel: BlockingChannel, variant: Variant
+    run: Run, broker: Broker, channel: BlockingChannel
 ) -> None:
-    careless = run(
-        variant(WORKER, (CONSUME, CONSUME + ", auto_ack=True"), (ACKNOWLEDGE, ""))
-    ).expect_ready()
-    send(channel, "current........", "not begun 1", "not begun 2")
-    careless.expect("Received 'current........'")
-    assert broker.ready(QUEUE) == 0
+    careless = run(WORKERS[1]).expect_ready()
+    send(channel, f"current{LONG}", "not begun 1", "not begun 2", queue=HELLO)
+    careless.expect("Received 'current")
+    assert broker.ready(HELLO) == 0
     careless.kill()
+    wait_until(lambda: broker.consumers(HELLO) == 0, "RabbitMQ to see that the worker is gone")
 
-    send(channel, "later")
-    successor = run(WORKER).expect("Done")
+    send(channel, "later", queue=HELLO)
+    successor = run(WORKERS[1]).expect("Done")
     assert received(successor) == ["later"]
 
 
-@pytest.mark.claim("II-killed-worker")
-def test_a_killed_worker_loses_nothing(
-    run: Run, channel: BlockingChannel, variant: Variant, tmp_path: Path
+@pytest.mark.claim("II-auto-ack-line")
+def test_with_auto_ack_rabbitmq_sends_ahead_until_the_line_is_full(
+    run: Run, broker: Broker, channel: BlockingChannel
 ) -> None:
-    killed = run(variant(WORKER, until_there(tmp_path / "never"))).expect_ready()
-    successor = run(
-        variant(WORKER, ("[x] Received", "[x] Received redelivered={method.redelivered}"))
-    ).expect_ready()
-    send(channel, "current", "other")
-    killed.expect("Received 'current'")
-    successor.expect("Received redelivered=False 'other'").expect("Done")
+    def left() -> int:
+        """Return how many tasks wait in the queue, once twenty looks have seen the same."""
+        seen = {broker.ready(HELLO) for _ in range(20)}
+        return seen.pop() if len(seen) == 1 else 0
+
+    busy = run(WORKERS[1]).expect_ready()
+    send(channel, LONG, *[50_000 * "x"] * 1000, queue=HELLO)
+    busy.expect(f"Received '{LONG}'")
+    safe = wait_until(left, "RabbitMQ to stop sending")
+    assert safe < 1000
+    # What it had sent is lost with the worker, and maybe a few more. The rest is still there.
+    busy.kill()
+    wait_until(lambda: broker.consumers(HELLO) == 0, "RabbitMQ to see that the worker is gone")
+    assert 0 < broker.ready(HELLO) <= safe
+
+
+@pytest.mark.claim("II-killed-worker")
+@pytest.mark.parametrize(("script", "queue"), [(WORKERS[2], HELLO), (WORKER, QUEUE)])
+def test_a_killed_worker_loses_nothing(
+    run: Run, broker: Broker, channel: BlockingChannel, script: str, queue: str
+) -> None:
+    killed, successor = (run(script).expect_ready() for _ in range(2))
+    current = f"current{LONG}"
+    send(channel, current, "other", queue=queue)
+    killed.expect("Received 'current")
+    successor.expect("Received 'other'").expect("Done")
     killed.kill()
-    successor.expect("Received redelivered=True 'current'", seconds=2).expect("Done", times=2)
+    successor.expect("Received 'current", seconds=2)
+    assert received(killed) == [current]
     assert " [x] Done" not in killed.out
+
+    successor.kill()
+    broker.wait_for_ready(queue, 1)
+    method, _, body = channel.basic_get(queue=queue)
+    assert body == current.encode()
+    assert method
+    assert method.redelivered
 
 
 @pytest.mark.claim("II-ack-when-done")
 def test_a_task_leaves_the_queue_once_it_is_done(
-    run: Run, managed_broker: Broker, channel: BlockingChannel, variant: Variant, tmp_path: Path
+    run: Run, managed_broker: Broker, channel: BlockingChannel, tmp_path: Path
 ) -> None:
     finish = tmp_path / "finish"
-    worker = run(variant(WORKER, until_there(finish))).expect_ready()
+    worker = held_worker(run, finish)
     send(channel, "task")
     worker.expect("Received")
     wait_until(lambda: managed_broker.unacknowledged(QUEUE) == 1, "the task to be unacknowledged")
@@ -180,18 +216,18 @@ def test_an_acknowledgement_on_another_channel_is_an_error(channel: BlockingChan
 
 @pytest.mark.claim("II-forgotten-ack")
 def test_a_task_never_acknowledged_comes_again_when_its_consumer_goes(
-    run: Run, broker: Broker, channel: BlockingChannel, variant: Variant
+    run: Run, managed_broker: Broker, channel: BlockingChannel
 ) -> None:
-    forgetful = run(variant(WORKER, (ACKNOWLEDGE, ""))).expect_ready()
     send(channel, "task")
-    forgetful.expect("Done")
-    worker = run(WORKER).expect_ready()
-    send(channel, "later")
-    worker.expect("Done")
-    assert received(worker) == ["later"]
-    assert broker.ready(QUEUE) == 0
-
-    forgetful.ctrl_c()
+    with managed_broker.channel() as forgetful:
+        forgetful.basic_qos(prefetch_count=1)  # so that the next task is not for this consumer
+        _, _, body = next(forgetful.consume(queue=QUEUE, inactivity_timeout=15))
+        assert body == b"task"
+        worker = run(WORKER).expect_ready()
+        send(channel, "later")
+        worker.expect("Done")
+        assert received(worker) == ["later"]
+        wait_until(lambda: managed_broker.unacknowledged(QUEUE) == 1, "one task unacknowledged")
     worker.expect("Done", times=2)
     assert received(worker) == ["later", "task"]
 
@@ -202,7 +238,7 @@ def test_a_queue_cannot_be_declared_again_with_other_properties(
 ) -> None:
     assert run("part_1/sender.py").wait() == 0
     with pytest.raises(ChannelClosedByBroker, match=r"PRECONDITION_FAILED.*'durable'") as caught:
-        channel.connection.channel().queue_declare(queue="hello", durable=True)
+        channel.connection.channel().queue_declare(queue=HELLO, durable=True)
     assert caught.value.reply_code == 406
 
     # Each of the two scripts declares task_queue durable: on one that is not, each is refused.
@@ -215,49 +251,52 @@ def test_a_queue_cannot_be_declared_again_with_other_properties(
 
 
 @pytest.mark.claim("II-transient-lost", "II-durable-restart")
-def test_what_a_restart_of_the_broker_leaves(
-    run: Run, own_broker: OwnBroker, variant: Variant
-) -> None:
-    transient = variant(NEW_TASK, ("DeliveryMode.Persistent", "DeliveryMode.Transient"))
+@patient
+def test_what_a_restart_of_the_broker_leaves(run: Run, own_broker: OwnBroker) -> None:
+    busy = run(WORKERS[2]).expect_ready()
     for command in (
-        ["part_1/sender.py"],
-        [NEW_TASK, "persistent 1"],
-        [transient, "transient"],
+        [NEW_TASKS[1], f"lost with its queue{LONG}"],
+        [NEW_TASKS[1], "lost with its queue, too"],
+        [NEW_TASKS[2], "persistent 1"],
         [NEW_TASK, "persistent 2"],
     ):
         assert run(*command).wait() == 0
-    assert (own_broker.ready("hello"), own_broker.ready(QUEUE)) == (1, 3)
+    with own_broker.channel() as channel:
+        channel.basic_publish(exchange="", routing_key=QUEUE, body=b"transient")
+    busy.expect("Received")
+    assert own_broker.ready(QUEUE) == 3
 
     own_broker.stop()
     own_broker.start()
     with pytest.raises(ChannelClosedByBroker, match="no queue 'hello'"):
-        own_broker.ready("hello")
+        own_broker.ready(HELLO)
     assert own_broker.ready(QUEUE) == 2
-    worker = run(WORKER).expect("Done", times=2)
+    worker = run(WORKERS[3]).expect("Done", times=2)
     assert received(worker) == ["persistent 1", "persistent 2"]
 
 
 @pytest.mark.claim("II-confirms", "II-reconnect")
+@patient
 def test_no_task_reported_as_sent_is_lost_when_the_broker_is_killed_outright(
-    run: Run, own_broker: OwnBroker, variant: Variant, tmp_path: Path
+    run: Run, own_broker: OwnBroker, tmp_path: Path
 ) -> None:
-    # Each task lasts until the broker was killed, however long that takes.
-    killed = tmp_path / "killed"
-    worker = run(variant(WORKER, until_there(killed))).expect_ready()
+    finish = tmp_path / "finish"
+    worker = held_worker(run, finish)
     assert run(NEW_TASK, "current").wait() == 0
     worker.expect("Received 'current'")
     own_broker.settle()  # what a confirm promises is about messages, not about their queue
-    # Twenty times new_task.py in one process, so that the broker dies right after the last Sent.
-    send_each = variant(NEW_TASK, SEND_EACH)
+    # As new_task.py does, but in one process, so that the broker dies right after the last.
     tasks = [f"task {number}" for number in range(1, 21)]
-    run(send_each, *tasks).expect(" [x] Sent 'task 20'")
+    for task in tasks:
+        new_task.send(pika.URLParameters(own_broker.url), task)
     own_broker.kill()
-    killed.touch()
-    worker.expect("Connection lost").expect("Trying again in 1 s").expect("Trying again in 2 s")
+    worker.expect("Connection lost")
+    finish.touch()
+    worker.expect("Trying again in 1 s").expect("Trying again in 2 s")
 
     own_broker.start()
 
-    worker.expect("[*] Waiting", times=2, seconds=30).expect(" [x] Done", times=22)
+    worker.expect("[*] Waiting", times=2, seconds=30).expect(" [x] Done", times=21)
     # The task that it was at when the connection broke was not acknowledged, so it came again.
     assert received(worker) == ["current", "current", *tasks]
     own_broker.wait_for_acknowledgements(QUEUE)
@@ -265,41 +304,205 @@ def test_no_task_reported_as_sent_is_lost_when_the_broker_is_killed_outright(
     assert own_broker.ready(QUEUE) == 0
 
 
+@patient
+def test_a_lost_connection_ends_step_5_and_step_6_connects_again(
+    run: Run, own_broker: OwnBroker
+) -> None:
+    ends, comes_back = run(WORKERS[5]).expect_ready(), run(WORKERS[6]).expect_ready()
+    own_broker.stop()
+    assert ends.wait() == 1
+    assert "CONNECTION_FORCED" in ends.error[-1]
+    comes_back.expect("Trying again", times=2)
+    own_broker.start()
+    comes_back.expect("[*] Waiting", times=2)
+    assert run(NEW_TASK, "task").wait() == 0
+    comes_back.expect("Received 'task'").expect("Done")
+
+
+@pytest.mark.claim("II-rejected")
+@patient
+def test_a_full_queue_rejects_a_task_and_tells_who_asked(run: Run, own_broker: OwnBroker) -> None:
+    full = '{"max-length": 1, "overflow": "reject-publish"}'
+    own_broker.ctl("set_policy", "full", f"^{QUEUE}$", full, "--apply-to", "queues")
+    try:
+        assert run(NEW_TASK, "fits").wait() == 0
+        unaware = run(NEW_TASKS[2], "too much")
+        assert unaware.wait() == 0
+        assert unaware.messages == ["Sent 'too much'"]
+        for script, clue in ((NEW_TASKS[3], "NackError"), (NEW_TASK, "RabbitMQ rejected the task")):
+            aware = run(script, "too much")
+            assert aware.wait() == 1
+            assert aware.messages == []
+            assert clue in aware.error[-1]
+        assert len(aware.error) == 1
+    finally:
+        own_broker.ctl("clear_policy", "full")
+    worker = run(WORKER).expect_ready()
+    assert run(NEW_TASK, "later").wait() == 0
+    worker.expect("Done", times=2)
+    assert received(worker) == ["fits", "later"]
+
+
 @pytest.mark.claim("II-unroutable")
 def test_a_task_for_a_queue_that_is_not_there_is_an_error(
-    run: Run, channel: BlockingChannel, variant: Variant
+    broker: Broker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    channel.confirm_delivery()
+    # As if somebody deleted the queue right after it was declared.
+    monkeypatch.setattr(BlockingChannel, "queue_declare", lambda *_, **__: None)
     with pytest.raises(UnroutableError):
-        channel.basic_publish(exchange="", routing_key=QUEUE, body=b"", mandatory=True)
+        new_task.send(pika.URLParameters(broker.url), "task")
+    assert capsys.readouterr().out == ""
 
-    # new_task.py, had somebody deleted the queue since it was declared.
-    deleted = "channel.queue_declare(queue=QUEUE, durable=True)"
-    sender = run(variant(NEW_TASK, (deleted, f"{deleted}; channel.queue_delete(queue=QUEUE)")))
-    assert sender.wait() == 1
-    assert sender.out == []
-    assert len(sender.error) == 1
-    assert "UnroutableError" in sender.error[0]
+
+@patient
+def test_step_3_waits_for_its_confirm_however_long_it_takes(
+    run: Run, own_broker: OwnBroker
+) -> None:
+    own_broker.ctl("set_vm_memory_high_watermark", "absolute", "1")  # RabbitMQ takes no more
+    try:
+        waiting = run(NEW_TASKS[3], "task")
+        gives_up = run(NEW_TASK, "task", url=f"{own_broker.url}?blocked_connection_timeout=2")
+        assert gives_up.wait() == 1
+        assert len(gives_up.error) == 1
+        assert "Blocked connection timeout expired" in gives_up.error[0]
+        assert waiting.process.poll() is None
+    finally:
+        own_broker.ctl("set_vm_memory_high_watermark", "0.4")
+    assert waiting.wait() == 0
+    assert waiting.messages == ["Sent 'task'"]
+
+
+@pytest.mark.claim("II-heartbeat")
+def test_each_side_sends_its_own_heartbeats(broker: Broker) -> None:
+    interval = 2  # seconds
+    parameters = pika.URLParameters(broker.url)
+    login = parameters.credentials
+    assert isinstance(login, pika.PlainCredentials)
+    methods = (
+        Connection.StartOk(client_properties={}, response=f"\0{login.username}\0{login.password}"),
+        Connection.TuneOk(channel_max=1, frame_max=131_072, heartbeat=interval),
+        Connection.Open(virtual_host=parameters.virtual_host),
+    )
+    said = b""
+    with socket.create_connection((parameters.host, parameters.port), timeout=30) as connection:
+        began = time.monotonic()
+        connection.sendall(b"AMQP\0\0\x09\x01")
+        connection.sendall(b"".join(Method(0, method).marshal() for method in methods))
+        with contextlib.suppress(ConnectionResetError):
+            while more := connection.recv(4096):
+                said += more
+        silent = time.monotonic() - began
+    # We sent none, and RabbitMQ went on sending its own, until it gave us up.
+    assert said.count(Heartbeat().marshal()) >= 2
+    assert 2 * interval <= silent < 5 * interval  # three, and something for a busy machine
 
 
 @pytest.mark.claim("II-long-task")
 def test_a_task_may_take_longer_than_the_heartbeat(
-    run: Run, broker: Broker, channel: BlockingChannel, variant: Variant
+    run: Run, managed_broker: Broker, channel: BlockingChannel
 ) -> None:
-    url = f"{broker.url}?heartbeat=2"
-    deaf = run(variant(WORKER, (HEARTBEATS, f"    return\n{HEARTBEATS}")), url=url).expect_ready()
-    worker = run(WORKER, url=url).expect_ready()
-    send(channel, "deaf.........", "long.........")
-    deaf.expect("Received 'deaf.........'")
-    # A worker that answers no heartbeat is given up in the middle of its task.
-    wait_until(lambda: broker.ready(QUEUE) == 1, "the deaf worker's task to be ready again")
-    assert " [x] Done" not in deaf.out
-    deaf.kill()
+    workers = [
+        run(script, url=f"{managed_broker.url}?heartbeat=2").expect_ready()
+        for script in (WORKERS[5], WORKER)
+    ]
+    tasks = [f"{number}........." for number in range(2)]
+    send(channel, *tasks)
+    for worker, task in zip(workers, tasks, strict=True):
+        worker.expect("Done")
+        assert worker.messages == [f"Received '{task}'", "Done"]
+        assert worker.error == []
+    # Both acknowledgements have arrived.
+    managed_broker.wait_for_acknowledgements(QUEUE)
+    for worker in workers:
+        worker.kill()
+    assert managed_broker.ready(QUEUE) == 0
 
-    # It gets the next task, so its acknowledgement of the long one has arrived, and in order.
-    worker.expect("Received 'deaf.........'").ctrl_c()
-    assert worker.wait() == 0
-    assert worker.messages == ["Received 'long.........'", "Done", "Received 'deaf.........'"]
-    assert worker.error == []
+
+@pytest.mark.claim("II-twice")
+@patient
+def test_a_task_whose_connection_is_lost_before_the_acknowledgement_is_done_again(
+    run: Run, own_broker: OwnBroker, tmp_path: Path
+) -> None:
+    finish = tmp_path / "finish"
+    worker = held_worker(run, finish)
+    assert run(NEW_TASK, "task").wait() == 0
+    worker.expect("Received")
+    own_broker.ctl("close_all_connections", "maintenance")
+    worker.expect("CONNECTION_FORCED - maintenance")
+    finish.touch()
+    worker.expect("Done")
+    assert worker.messages == ["Received 'task'", "Received 'task'", "Done"]
+    assert finish.read_text().splitlines() == ["task", "task"]
+    own_broker.wait_for_acknowledgements(QUEUE)
+
+
+def test_step_4_sends_no_heartbeats_in_a_long_task_and_does_it_again(
+    run: Run, broker: Broker, channel: BlockingChannel
+) -> None:
+    deaf = run(WORKERS[4], url=f"{broker.url}?heartbeat=2").expect_ready()
+    task = "long............"
+    send(channel, task)
+    deaf.expect("Received")
+    # RabbitMQ gives the worker up in the middle of its task.
     broker.wait_for_ready(QUEUE, 1)
-    assert channel.basic_get(queue=QUEUE)[2] == b"deaf........."
+    assert " [x] Done" not in deaf.out
+    assert deaf.wait(30) == 1
+    assert deaf.messages == [f"Received '{task}'", "Done"]
+    successor = run(WORKER).expect("Received")
+    assert received(successor) == [task]
+
+
+@pytest.mark.claim("II-stop")
+@pytest.mark.parametrize("tell", [Terminal.terminate, Terminal.ctrl_c])
+def test_told_to_stop_a_worker_finishes_its_task_and_takes_no_more(
+    run: Run,
+    broker: Broker,
+    channel: BlockingChannel,
+    tmp_path: Path,
+    tell: Callable[[Terminal], None],
+) -> None:
+    finish = tmp_path / "finish"
+    worker = held_worker(run, finish)
+    send(channel, "current", "next 1", "next 2")
+    worker.expect("Received 'current'")
+    tell(worker)
+    worker.expect("[*] Stopping after the task at hand")
+    finish.touch()
+    assert worker.wait() == 0
+    assert worker.messages == ["Received 'current'", "Done"]
+    assert worker.error == []
+    assert finish.read_text().splitlines() == ["current"]
+    broker.wait_for_ready(QUEUE, 2)
+    successor = run(WORKER).expect("Done", times=2)
+    assert received(successor) == ["next 1", "next 2"]
+
+
+def test_told_to_stop_a_worker_gives_back_what_was_sent_ahead(
+    run: Run, broker: Broker, channel: BlockingChannel, variant: Variant, tmp_path: Path
+) -> None:
+    # Somebody who copies worker.py may set another prefetch count.
+    finish = tmp_path / "finish"
+    until_there = f"    while not os.path.exists({str(finish)!r}):\n        time.sleep(0.05)"
+    ahead = ("prefetch_count=1", "prefetch_count=10")
+    worker = run(variant(WORKER, ahead, (WORK, until_there))).expect_ready()
+    send(channel, "current", "next 1", "next 2")
+    worker.expect("Received 'current'")
+    wait_until(lambda: broker.ready(QUEUE) == 0, "all tasks to be with the worker")
+    worker.terminate()
+    worker.expect("[*] Stopping after the task at hand")
+    finish.touch()
+    assert worker.wait() == 0
+    assert worker.messages == ["Received 'current'", "Done"]
+    broker.wait_for_ready(QUEUE, 2)
+
+
+def test_step_6_drops_its_task_when_told_to_stop(
+    run: Run, broker: Broker, channel: BlockingChannel
+) -> None:
+    worker = run(WORKERS[6]).expect_ready()
+    send(channel, f"task{LONG}")
+    worker.expect("Received")
+    worker.terminate()
+    assert worker.wait() == -signal.SIGTERM
+    assert worker.messages == [f"Received 'task{LONG}'"]
+    broker.wait_for_ready(QUEUE, 1)

@@ -4,15 +4,18 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import pika
 import pytest
 from pika import BasicProperties
 from pika.adapters.blocking_connection import BlockingChannel
-from pika.exceptions import ChannelClosedByBroker, UnroutableError
+from pika.exceptions import ChannelClosedByBroker, ConsumerCancelled, UnroutableError
+from pika.spec import Basic
 
+from part_3 import receive_logs
 from testbed.broker import Broker
 from testbed.terminal import Terminal, into_file
 from testbed.waiting import wait_until
-from tests.conftest import Run, Variant
+from tests.conftest import Run
 
 EMIT, RECEIVE, EXCHANGE = "part_3/emit_log.py", "part_3/receive_logs.py", "logs"
 
@@ -99,7 +102,7 @@ def test_a_headers_exchange_goes_by_the_values_of_headers(channel: BlockingChann
     assert bodies(channel, any_of) == ["both", "both and more", "one", "one and another"]
 
 
-@pytest.mark.claim("III-no-queue-discards", "III-discard-confirmed")
+@pytest.mark.claim("III-no-queue-discards")
 def test_with_no_queue_bound_a_message_is_discarded(run: Run, channel: BlockingChannel) -> None:
     emitter = run(EMIT, "unheard")
     assert emitter.wait() == 0
@@ -173,24 +176,30 @@ def test_a_receiver_hears_what_is_sent_while_it_listens(run: Run, channel: Block
     assert late.messages == ["'late'"]
 
 
-def test_the_ready_line_is_true(run: Run, channel: BlockingChannel, variant: Variant) -> None:
-    # Fifty times the whole of receive(), in one process, each until its first message.
-    receiver = run(
-        variant(
-            RECEIVE,
-            ('    print(f" [x]', '    channel.stop_consuming()\n    print(f" [x]'),
-            (
-                '        raise ChannelWrongStateError("somebody has deleted the queue")',
-                "        return",
-            ),
-            ("        receive()\n", "        [receive() for _ in range(50)]\n"),
-        )
-    )
-    for number in range(50):
-        receiver.expect("[*] Waiting", times=number + 1)
-        publish(channel, f"message {number}")
-        receiver.expect(f"'message {number}'")
-    assert receiver.wait() == 0
+def test_the_ready_line_is_true(
+    broker: Broker, channel: BlockingChannel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[bytes] = []
+
+    def on_message(
+        consumer: BlockingChannel, method: Basic.Deliver, properties: BasicProperties, body: bytes
+    ) -> None:
+        heard.append(body)
+        consumer.stop_consuming()
+
+    def say(line: str) -> None:
+        """Send at the very moment at which the script says that it waits."""
+        said.append(line)
+        publish(channel, "now")
+
+    channel.confirm_delivery()
+    said: list[str] = []
+    monkeypatch.setattr(receive_logs, "on_message", on_message)
+    monkeypatch.setattr("builtins.print", say)
+    with pytest.raises(ConsumerCancelled):
+        receive_logs.receive(pika.URLParameters(broker.url))
+    assert said == [" [*] Waiting for logs. To exit press CTRL+C"]
+    assert heard == [b"now"]
 
 
 @pytest.mark.claim("III-binding")

@@ -24,8 +24,8 @@ def test_a_message_goes_where_its_routing_key_is_the_binding_key(
     publish(channel, "orange", "black", "green", "white", "orange.black", "", "orange", "green")
     q1.expect("'orange'", times=2)
     q2.expect("'green'", times=2)
-    assert q1.messages == ["'orange':'orange'"] * 2
-    assert q2.messages == ["'black':'black'", "'green':'green'", "'green':'green'"]
+    assert q1.messages == ["orange:'orange'"] * 2
+    assert q2.messages == ["black:'black'", "green:'green'", "green:'green'"]
 
 
 @pytest.mark.claim("IV-multiple")
@@ -34,7 +34,7 @@ def test_many_queues_may_be_bound_with_the_same_key(run: Run, channel: BlockingC
     publish(channel, "black", "green", "black")
     for receiver in receivers:
         receiver.expect("'black'", times=2)
-        assert receiver.messages == ["'black':'black'"] * 2
+        assert receiver.messages == ["black:'black'"] * 2
 
 
 @pytest.mark.claim("IV-subset")
@@ -44,23 +44,18 @@ def test_a_receiver_gets_the_severities_that_it_asked_for(run: Run) -> None:
     for severity in ("info", "warning", "error"):
         emitter = run(EMIT, severity, "Run.", "Run. Or it will explode.")
         assert emitter.wait() == 0
-        assert emitter.messages == [f"Sent '{severity}':'Run. Run. Or it will explode.'"]
-    errors.expect("'error'")
-    everything.expect("'error'")
-    assert errors.messages == ["'error':'Run. Run. Or it will explode.'"]
+        assert emitter.messages == [f"Sent {severity}:'Run. Run. Or it will explode.'"]
+    errors.expect("error:")
+    everything.expect("error:")
+    assert errors.messages == ["error:'Run. Run. Or it will explode.'"]
     assert everything.messages == [
-        f"'{severity}':'Run. Run. Or it will explode.'" for severity in ("info", "warning", "error")
+        f"{severity}:'Run. Run. Or it will explode.'" for severity in ("info", "warning", "error")
     ]
 
 
 def test_no_argument_of_the_emitter_is_dropped(run: Run) -> None:
     receiver = run(RECEIVE, "info", "error").expect_ready()
-    for arguments in (["error"], [], ["error", ""], ["info", "two", "words"]):
+    for arguments in (["error"], ["error", ""], ["info", "two", "words"]):
         assert run(EMIT, *arguments).wait() == 0
-    receiver.expect("[x]", times=4)
-    assert receiver.messages == [
-        "'error':'Hello World!'",
-        "'info':'Hello World!'",
-        "'error':''",
-        "'info':'two words'",
-    ]
+    receiver.expect("[x]", times=3)
+    assert receiver.messages == ["error:'Hello World!'", "error:''", "info:'two words'"]

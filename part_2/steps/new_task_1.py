@@ -1,4 +1,4 @@
-"""A sender of tasks, step 1: each dot in a task stands for a second of work."""
+"""A sender of tasks, step 1: a dot is a second of work. But RabbitMQ forgets it on a restart."""
 
 import os
 import sys

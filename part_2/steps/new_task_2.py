@@ -1,4 +1,4 @@
-"""A sender of tasks, step 2: its tasks outlive RabbitMQ's restart, once they are on disk."""
+"""A sender of tasks, step 2: its tasks outlive a restart. But a rejected one is Sent as well."""
 
 import os
 import sys

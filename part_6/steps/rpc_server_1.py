@@ -1,4 +1,4 @@
-"""A server, step 1: it answers each request. What it lacks: all that part_6/rpc_server.py adds."""
+"""A server, step 1: it answers each request. But one that is no number ends it."""
 
 import os
 
