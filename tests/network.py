@@ -4,16 +4,17 @@ import contextlib
 import socket
 import struct
 import threading
+from collections.abc import Callable
 from typing import Literal, Self
 from urllib.parse import urlsplit
 
-#: What becomes of a connection: it reaches the broker; it is accepted, and nothing is carried; or
-#: it is reset once the client has said something.
+#: What becomes of a connection: it reaches the broker; it is accepted, and nothing comes back; or it
+#: is reset once the client has said something.
 Mode = Literal["open", "silent", "reset"]
 
 
 def frame_of(method: type) -> bytes:
-    """Return the bytes by which a frame says which method of AMQP it is, such as Basic.ConsumeOk."""
+    """Return the bytes by which a frame says which method it is, such as Basic.ConsumeOk."""
     return struct.pack(">I", method.INDEX)  # type: ignore[attr-defined]
 
 
@@ -60,8 +61,8 @@ class Network:
         """Count how often the broker sends that method of AMQP, and cut or fall silent after it."""
         self.watched, self.then, self.seen = frame_of(method), then, 0
 
-    def _start(self, target: object, *arguments: object) -> None:
-        self._threads.append(threading.Thread(target=target, args=arguments))  # type: ignore[arg-type]
+    def _start(self, target: Callable[..., None], *arguments: object) -> None:
+        self._threads.append(threading.Thread(target=target, args=arguments))
         self._threads[-1].start()
 
     def _accept(self) -> None:
@@ -80,23 +81,24 @@ class Network:
             if self.mode == "open":
                 broker = socket.create_connection(self._broker)
                 self._ends.add(broker)
-                self._start(self._carry, client, broker, False)
-                self._start(self._carry, broker, client, True)
+                self._start(self._carry, client, broker, b"")
+                self._start(self._carry, broker, client, b"the broker's")
 
-    def _carry(self, source: socket.socket, sink: socket.socket, from_broker: bool) -> None:  # noqa: FBT001
+    def _carry(self, source: socket.socket, sink: socket.socket, whose: bytes) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(65_536):
-                if self.mode == "silent":
+                if self.mode == "silent" and whose:
                     continue
                 sink.sendall(data)
-                if from_broker and self.watched and self.watched in data:
+                if whose and self.watched and self.watched in data:
                     self.seen += 1
                     if self.then == "cut":
                         break
                     if self.then == "silent":
                         self.mode = "silent"
-        self._close(source)
-        self._close(sink)
+        if self.mode != "silent":  # nor does an end reach the other side
+            self._close(source)
+            self._close(sink)
 
     def _close(self, end: socket.socket) -> None:
         with contextlib.suppress(OSError):

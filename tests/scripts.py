@@ -45,6 +45,8 @@ WITH_WORDS = SENDERS[1:]
 
 #: The function of each service that does the work, and that is in a thread of its own.
 WORK_OF = {WORKER: "work", SERVER: "answer_to"}
+#: What each prints for a message that asks for fib(1).
+DONE = {WORKER: " [x] Done", SERVER: " [.] fib(1)"}
 
 
 def command(script: str) -> list[str]:
