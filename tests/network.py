@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import Literal, Self
 from urllib.parse import urlsplit
 
-#: What becomes of a connection: it reaches the broker; it is accepted, and nothing comes back; or it
-#: is reset once the client has said something.
+#: What becomes of a connection: it reaches the broker; it is accepted, and nothing comes back; or
+#: it is reset once the client has said something.
 Mode = Literal["open", "silent", "reset"]
 
 
