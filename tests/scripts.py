@@ -1,0 +1,88 @@
+"""The twelve scripts: what each of them is, how to call it, and how to reach it."""
+
+import ast
+from pathlib import Path
+
+from pika import BasicProperties
+from pika.adapters.blocking_connection import BlockingChannel
+
+from testbed.terminal import REPOSITORY
+
+SENDERS = (
+    "part_1/sender.py",
+    "part_2/new_task.py",
+    "part_3/emit_log.py",
+    "part_4/emit_log_direct.py",
+    "part_5/emit_log_topic.py",
+)
+#: They end when they are told to, or when they lose their connection.
+VIEWERS = (
+    "part_1/receive.py",
+    "part_3/receive_logs.py",
+    "part_4/receive_logs_direct.py",
+    "part_5/receive_logs_topic.py",
+)
+#: They finish what they have when they are told to end, and outlive a lost connection.
+WORKER, SERVER = SERVICES = ("part_2/worker.py", "part_6/rpc_server.py")
+NEW_TASK, CLIENT = "part_2/new_task.py", "part_6/rpc_client.py"
+PRODUCERS = (*SENDERS, CLIENT)
+CONSUMERS = (*VIEWERS, *SERVICES)
+SCRIPTS = (*PRODUCERS, *CONSUMERS)
+
+SOURCES = {script: (REPOSITORY / script).read_text(encoding="utf-8") for script in SCRIPTS}
+
+#: What a consumer takes its messages from.
+QUEUE_OF = {"part_1/receive.py": "hello", WORKER: "task_queue", SERVER: "rpc_queue"}
+EXCHANGE_OF = {
+    "part_3/receive_logs.py": "logs",
+    "part_4/receive_logs_direct.py": "direct_logs",
+    "part_5/receive_logs_topic.py": "topic_logs",
+}
+#: Those that cannot be called without an argument: a key.
+WITH_KEY = tuple(script for script in SCRIPTS if Path(script).parent.name in ("part_4", "part_5"))
+#: Those that take a message's words.
+WITH_WORDS = SENDERS[1:]
+
+#: The function of each service that does the work, and that is in a thread of its own.
+WORK_OF = {WORKER: "work", SERVER: "answer_to"}
+#: What each prints for a message that asks for fib(1).
+DONE = {WORKER: " [x] Done", SERVER: " [.] fib(1)"}
+
+
+def command(script: str) -> list[str]:
+    """Return the shortest command line of a script: its path, and a key if it needs one."""
+    return [script, "some.key"] if script in WITH_KEY else [script]
+
+
+def publish(
+    channel: BlockingChannel, script: str, body: bytes, properties: BasicProperties | None = None
+) -> None:
+    """Send a message that the consumer will get."""
+    queue = QUEUE_OF.get(script)
+    channel.basic_publish(
+        exchange="" if queue else EXCHANGE_OF[script],
+        routing_key=queue or "some.key",
+        body=body,
+        properties=properties or BasicProperties(reply_to="nobody"),
+    )
+
+
+def beginning(script: str, function: str, statement: str) -> tuple[str, str]:
+    """Return for a `variant` what makes a function of the script begin with that statement."""
+    functions = [
+        node for node in ast.parse(SOURCES[script]).body if isinstance(node, ast.FunctionDef)
+    ]
+    (found,) = (node for node in functions if node.name == function)
+    documented = found.body[0]
+    lines = SOURCES[script].splitlines(keepends=True)
+    head = "".join(lines[found.lineno - 1 : documented.end_lineno])
+    return head, f"{head}    {statement}\n"
+
+
+def entry(script: str) -> str:
+    """Return the name of the script's function that connects, or that has the connection."""
+    if script in SERVICES:
+        return "consume"
+    return {"part_1/sender.py": "send", NEW_TASK: "send", CLIENT: "ask"}.get(
+        script, "emit" if script in SENDERS else "receive"
+    )

@@ -1,0 +1,347 @@
+"""What takes any input gets any: addresses, arguments, requests, numbers, timeouts, patterns."""
+
+import contextlib
+import importlib
+import io
+import os
+import re
+import signal
+import string
+import sys
+from collections.abc import Iterator
+from types import ModuleType
+from unittest import mock
+from urllib.parse import quote
+
+import pika
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from pika import BasicProperties
+from pika.adapters.blocking_connection import BlockingChannel
+from pika.exceptions import UnroutableError
+
+from part_6 import rpc_server
+from part_6.rpc_client import FibonacciRpcClient, RpcError
+from testbed.broker import Broker
+from tests.conftest import Run
+from tests.scripts import CLIENT, SCRIPTS, SERVER, command
+from tests.test_scripts import NO_ADDRESS, NO_ADDRESSES
+
+# The same examples in each run, and as much time for each as a busy machine takes.
+settings.register_profile("stable", derandomize=True, deadline=None, database=None)
+settings.load_profile("stable")
+
+MODULES = {s: importlib.import_module(s.removesuffix(".py").replace("/", ".")) for s in SCRIPTS}
+
+
+class Connecting(BaseException):
+    """Raised in place of connecting: with these parameters."""
+
+    def __init__(self, parameters: pika.URLParameters) -> None:
+        super().__init__()
+        self.parameters = parameters
+
+    @classmethod
+    def connect(cls, parameters: pika.URLParameters) -> None:
+        """Stand in for pika.BlockingConnection."""
+        raise cls(parameters)
+
+
+class Ended(BaseException):
+    """Raised in place of the end of the process."""
+
+
+def run_in_process(script: ModuleType, url: str, arguments: list[str]) -> tuple[object, str]:
+    """Run a script's `main` up to where it connects.
+
+    Return the parameters by which it would, or its exit code or last words; and what it printed.
+    """
+    printed = io.TextIOWrapper(io.BytesIO(), errors="backslashreplace", write_through=True)
+    result: object
+    with (
+        mock.patch.object(script, "RABBITMQ_URL", url),
+        mock.patch.object(sys, "argv", ["script.py", *arguments]),
+        mock.patch.object(pika, "BlockingConnection", Connecting.connect),
+        mock.patch.object(signal, "signal"),
+        mock.patch.object(os, "_exit", side_effect=Ended),
+        contextlib.redirect_stdout(printed),
+        contextlib.redirect_stderr(printed),
+    ):
+        # The scripts raise nothing but these: an error of another kind fails the test.
+        try:
+            script.main()
+        except Connecting as connecting:
+            result = connecting.parameters
+        except SystemExit as end:
+            result = end.code
+        else:
+            result = "returned"
+    printed.seek(0)
+    return result, printed.read()
+
+
+SCHEMES = st.sampled_from(
+    ["amqp://", "amqps://", "amqp:/", "AMQP://", "http://", "//", "", '"amqp://']
+)
+LETTERS = st.text(string.ascii_letters + string.digits, min_size=1, max_size=8)
+LOGINS = (
+    st.tuples(st.text(max_size=8), st.text(max_size=12)).map(":".join)
+    | st.tuples(LETTERS, LETTERS).map(":".join)
+    | st.just("guest:guest")
+)
+HOSTS = (
+    st.text(max_size=12)
+    | LETTERS
+    | st.sampled_from(
+        [
+            "rabbit.example",
+            "127.0.0.1",
+            "[::1]",
+            "[::1",
+            "rabbit..example",
+            ".",
+            "x" * 70,
+            "LocalHost",
+        ]
+    )
+)
+PORTS = st.sampled_from(["", ":", ":5672", ":99999", ":-1", ":port"])
+OPTIONS = st.sampled_from(
+    ["heartbeat", "ssl_options", "tcp_options", "retry_delay", "blocked_connection_timeout", "host"]
+)
+VALUES = st.text(max_size=8) | st.sampled_from(
+    ["1", "-1", "1e999", "nan", "[]", "{}", "{'cafile':1}", "{'TCP_KEEPIDLE':'x'}", "{[]:1}", "("]
+)
+QUERIES = st.sampled_from(["", "?heartbeat=1", "?blocked_connection_timeout=5"]) | st.tuples(
+    OPTIONS, VALUES
+).map(lambda pair: "?{}={}".format(*pair))
+ADDRESSES = (
+    st.builds(
+        lambda scheme, login, host, port, path, query: (
+            f"{scheme}{login}{'@' if login else ''}{host}{port}{path}{query}"
+        ),
+        st.just("amqp://") | SCHEMES,
+        LOGINS | LOGINS.map(quote) | st.just(""),
+        HOSTS,
+        PORTS,
+        st.sampled_from(["", "/", "/%2F", "/%FF", "/a/b", "//"]),
+        QUERIES,
+    )
+    | st.text()
+    | st.binary().map(os.fsdecode)  # as the environment may have it
+)
+
+
+@settings(max_examples=300)
+@given(script=st.sampled_from(SCRIPTS), url=ADDRESSES)
+@example(script=CLIENT, url="amqp://rabbit.example")
+def test_an_address_is_taken_as_it_is_or_refused_in_one_line(script: str, url: str) -> None:
+    result, printed = run_in_process(MODULES[script], url, command(script)[1:])
+    if isinstance(result, pika.URLParameters):
+        # Its host stands there, and is not the one that pika takes by default.
+        assert result.host
+        assert result.host in url.lower()
+        assert result.host != "localhost" or "localhost" in url.lower()
+        assert re.match("amqps?://", url)
+        assert url.isascii()
+        assert (result.blocked_connection_timeout or 0) > 0
+        assert "blocked_connection_timeout" in url or result.blocked_connection_timeout == 30
+        assert printed == ""
+    else:
+        assert (result, printed) == (NO_ADDRESS, "")  # which exits with 1, and quotes nothing
+
+
+def test_an_address_that_is_one_is_taken() -> None:
+    for script in SCRIPTS:
+        for url in (
+            "amqp://rabbit.example",
+            "amqps://a:b@[::1]:1/%2F",
+            "amqp://u:p%40@_h/?heartbeat=1",
+        ):
+            taken, printed = run_in_process(MODULES[script], url, command(script)[1:])
+            assert isinstance(taken, pika.URLParameters)
+            assert taken.host in url
+            assert taken.blocked_connection_timeout == 30
+            assert printed == ""
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_no_script_takes_what_is_no_address(script: str) -> None:
+    for url in NO_ADDRESSES:
+        assert run_in_process(MODULES[script], url, command(script)[1:]) == (NO_ADDRESS, "")
+
+
+TIMEOUTS = st.floats().map(str) | st.text(max_size=5)
+ARGUMENTS = st.lists(
+    st.text(max_size=10)
+    | st.binary(max_size=5).map(os.fsdecode)
+    | st.integers().map(str)
+    | TIMEOUTS.map("--timeout={}".format),
+    max_size=4,
+).filter(lambda arguments: not any("\0" in argument for argument in arguments))
+
+
+@settings(max_examples=200)
+@given(script=st.sampled_from(SCRIPTS), arguments=ARGUMENTS)
+@example(script=CLIENT, arguments=["--timeout=nan"])
+@example(script=CLIENT, arguments=["9" * 5000])
+def test_arguments_are_taken_or_refused_with_the_usage(script: str, arguments: list[str]) -> None:
+    result, printed = run_in_process(MODULES[script], "amqp://rabbit.example", arguments)
+    if isinstance(result, pika.URLParameters):
+        assert printed == ""
+    elif result == 0:
+        assert "Run it: python" in printed
+    else:
+        assert result == 2
+        assert printed.startswith("usage: ")
+
+
+def fib(n: int) -> int:
+    """Return the n-th Fibonacci number, by another way than the server's: doubling."""
+    a, b = 0, 1
+    for bit in f"{n:b}":
+        a, b = a * (2 * b - a), a * a + b * b
+        if bit == "1":
+            a, b = b, a + b
+    return a
+
+
+BODIES = st.binary(max_size=30) | st.text("0123456789", max_size=7).map(str.encode)
+ODD_BODIES = (b"", b"20000", b"20001", b"00007", b"9" * 5000, b"-1", b"1_0", b" 1", "²".encode())
+
+
+def answer_to(body: bytes) -> tuple[str, str | None]:
+    """Return what the server is to answer: "result" and its text, or "error"."""
+    if re.fullmatch(rb"[0-9]{1,5}", body) and int(body) <= 20_000:
+        return "result", str(fib(int(body)))
+    return "error", None
+
+
+@settings(max_examples=200)
+@given(body=BODIES)
+def test_any_request_has_an_answer(body: bytes) -> None:
+    kind, text = rpc_server.answer_to(body)
+    expected = answer_to(body)
+    assert (kind, text if kind == "result" else None) == expected
+    assert text.isprintable()  # so that an error colours no terminal
+
+
+@pytest.mark.parametrize("body", ODD_BODIES)
+def test_an_odd_request_has_an_answer(body: bytes) -> None:
+    kind, text = rpc_server.answer_to(body)
+    assert (kind, text if kind == "result" else None) == answer_to(body)
+    assert len(text) < 5000
+
+
+@contextlib.contextmanager
+def served(run: Run, broker: Broker) -> Iterator[FibonacciRpcClient]:
+    """Yield a client of a server that runs."""
+    run(SERVER).expect_ready()
+    with FibonacciRpcClient(pika.URLParameters(broker.url)) as client:
+        yield client
+
+
+def test_any_request_is_answered_once_on_the_broker(
+    run: Run, broker: Broker, channel: BlockingChannel
+) -> None:
+    queue = str(channel.queue_declare(queue="", exclusive=True).method.queue)
+
+    @settings(max_examples=30)
+    @given(bodies=st.lists(BODIES, min_size=1, max_size=10))
+    def ask(bodies: list[bytes]) -> None:
+        for number, body in enumerate(bodies):
+            properties = BasicProperties(reply_to=queue, correlation_id=str(number))
+            channel.basic_publish(
+                exchange="", routing_key="rpc_queue", body=body, properties=properties
+            )
+        answers = channel.consume(queue=queue, auto_ack=True, inactivity_timeout=15)
+        for number, body in enumerate(bodies):
+            _, properties, text = next(answers)
+            assert properties.correlation_id == str(number)
+            kind, expected = answer_to(body)
+            assert properties.type == kind
+            assert expected in (None, text.decode())
+
+    run(SERVER).expect_ready()
+    ask()
+    assert channel.queue_declare(queue=queue, passive=True).method.message_count == 0
+
+
+NUMBERS = st.integers(-5, 30) | st.integers(19_990, 20_010) | st.sampled_from([10**4299, 10**5000])
+SECONDS = st.floats(max_value=0.002) | st.floats(min_value=30) | st.just(float("nan"))
+
+
+def test_any_number_and_timeout_ends_in_the_right_number_or_an_error(
+    run: Run, broker: Broker
+) -> None:
+    with served(run, broker) as client:
+
+        @settings(max_examples=100)
+        @given(n=NUMBERS, timeout=SECONDS)
+        @example(n=5, timeout=float("inf"))
+        @example(n=5, timeout=-0.5)
+        @example(n=5, timeout=0.0)
+        def call(n: int, timeout: float) -> None:
+            try:
+                number = client.call(n, timeout=timeout)
+            except TimeoutError:
+                assert not timeout > 1
+            except RpcError:
+                assert not 0 <= n <= 20_000
+            except ValueError:
+                assert n >= 10**4300  # Python itself does not print it
+            else:
+                assert number == fib(n)
+                assert timeout > 0
+            assert client.requests == {}
+
+        call()
+        assert client.call(12) == 144
+
+
+WORDS = st.sampled_from(["", "a", "b", "lazy"])
+KEYS = st.lists(WORDS, max_size=5).map(".".join)
+PATTERNS = st.lists(WORDS | st.sampled_from(["*", "#"]), max_size=5).map(".".join)
+
+
+def matches(pattern: list[str], words: list[str]) -> bool:
+    """Return whether a pattern matches: `*` is one word, and `#` any number of words."""
+    if not pattern:
+        return not words
+    first, *rest = pattern
+    if first == "#":
+        return any(matches(rest, words[skipped:]) for skipped in range(len(words) + 1))
+    return bool(words) and first in ("*", words[0]) and matches(rest, words[1:])
+
+
+def words_of(key: str) -> list[str]:
+    """Return the words of a key or a pattern: none, or one more than there are dots."""
+    return key.split(".") if key else []
+
+
+def test_topic_patterns_match_as_the_text_says(channel: BlockingChannel) -> None:
+    channel.exchange_declare(exchange="topic_logs", exchange_type="topic")
+    channel.confirm_delivery()
+
+    @settings(max_examples=150)
+    @given(patterns=st.lists(PATTERNS, min_size=1, max_size=2), key=KEYS)
+    @example(patterns=["#"], key="")
+    @example(patterns=["*"], key="")
+    @example(patterns=["*.*"], key=".")
+    @example(patterns=["#.*"], key="a")
+    @example(patterns=["a.#.#.b"], key="a.b")
+    def route(patterns: list[str], key: str) -> None:
+        queue = channel.queue_declare(queue="", exclusive=True).method.queue
+        for pattern in patterns:
+            channel.queue_bind(queue=queue, exchange="topic_logs", routing_key=pattern)
+        try:
+            channel.basic_publish(exchange="topic_logs", routing_key=key, body=b"", mandatory=True)
+            routed = 1
+        except UnroutableError:
+            routed = 0
+        assert routed == any(matches(words_of(p), words_of(key)) for p in patterns)
+        # Once, though two bindings match.
+        assert channel.queue_delete(queue=queue).method.message_count == routed
+
+    route()

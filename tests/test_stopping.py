@@ -1,0 +1,394 @@
+"""Being told to stop, by Ctrl+C or SIGTERM, wherever a script is at that moment."""
+
+import array
+import contextlib
+import fcntl
+import json
+import signal
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable, Iterator
+
+import psutil
+import pytest
+from pika import spec
+from pika.adapters.blocking_connection import BlockingChannel
+
+from testbed.broker import Broker, OwnBroker
+from testbed.terminal import REPOSITORY, Terminal, script_environment
+from testbed.waiting import wait_until
+from tests.conftest import Run, Variant
+from tests.network import Network
+from tests.scripts import (
+    CLIENT,
+    CONSUMERS,
+    DONE,
+    NEW_TASK,
+    PRODUCERS,
+    QUEUE_OF,
+    SCRIPTS,
+    SENDERS,
+    SERVER,
+    SERVICES,
+    VIEWERS,
+    WORK_OF,
+    WORKER,
+    beginning,
+    command,
+    publish,
+)
+
+SIGNALS = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+
+
+def at_work(variant: Variant, script: str, seconds: float) -> str:
+    """Return the path of a service that takes so long for a message, in what is not Python."""
+    say = f"print(' at work', flush=True); time.sleep({seconds})"
+    return variant(script, beginning(script, WORK_OF[script], say))
+
+
+def stop(terminal: Terminal, number: signal.Signals) -> None:
+    """Send a script that signal."""
+    terminal.process.send_signal(number)
+
+
+def ends_at_once(terminal: Terminal, number: signal.Signals) -> None:
+    """Assert that a signal has ended a script, as its exit code says, and without a word."""
+    assert terminal.wait() == 128 + number, terminal.command
+    assert terminal.error == []
+    assert not any("Sent" in line for line in terminal.out)
+
+
+# A producer must not say that it has sent what it has not; nobody waits for a viewer.
+
+
+@SIGNALS
+def test_while_connecting(run: Run, broker: Broker, number: signal.Signals) -> None:
+    with Network(broker.url, mode="silent") as network:
+        started = {script: run(*command(script), url=network.url) for script in SCRIPTS}
+        wait_until(lambda: network.accepted == len(started), "all to be connecting")
+        for terminal in started.values():
+            stop(terminal, number)
+        for script, terminal in started.items():
+            if script in SERVICES:
+                assert terminal.wait() == 0
+                assert terminal.error == []
+            else:
+                ends_at_once(terminal, number)
+
+
+@SIGNALS
+def test_a_sender_that_is_blocked(run: Run, own_broker: OwnBroker, number: signal.Signals) -> None:
+    own_broker.ctl("set_vm_memory_high_watermark", "absolute", "1")
+    try:
+        with Network(own_broker.url) as network:
+            network.watch(spec.Connection.Blocked)
+            started = [run(*command(script), url=network.url) for script in PRODUCERS]
+            wait_until(lambda: network.seen == len(started), "all to be blocked")
+            for terminal in started:
+                stop(terminal, number)
+            for terminal in started:
+                ends_at_once(terminal, number)
+    finally:
+        own_broker.ctl("set_vm_memory_high_watermark", "0.4")
+
+
+@SIGNALS
+def test_while_waiting_for_a_confirm_or_an_answer(
+    run: Run, broker: Broker, channel: BlockingChannel, number: signal.Signals
+) -> None:
+    channel.queue_declare(queue="rpc_queue", durable=True)
+    with Network(broker.url) as network:
+        network.watch(spec.Queue.DeclareOk, then="silent")
+        sender = run(NEW_TASK, url=network.url)
+        wait_until(lambda: network.seen and broker.ready("task_queue"), "the task to be there")
+        client = run(CLIENT)
+        wait_until(lambda: broker.ready("rpc_queue"), "the request to be there")
+        for terminal in (sender, client):
+            stop(terminal, number)
+            ends_at_once(terminal, number)
+
+
+@SIGNALS
+def test_a_viewer_ends_quietly(run: Run, broker: Broker, number: signal.Signals) -> None:
+    viewers = [run(*command(script)).expect_ready() for script in VIEWERS]
+    for viewer in viewers:
+        stop(viewer, number)
+    for viewer in viewers:
+        ends_at_once(viewer, number)
+        assert len(viewer.out) == 1
+
+
+# A service finishes what it has.
+
+
+@SIGNALS
+def test_an_idle_service(run: Run, broker: Broker, number: signal.Signals) -> None:
+    services = [run(script).expect_ready() for script in SERVICES]
+    for service in services:
+        stop(service, number)
+    for service in services:
+        assert service.wait(5) == 0
+        assert service.error == []
+    assert [broker.consumers(QUEUE_OF[script]) for script in SERVICES] == [0, 0]
+
+
+@SIGNALS
+@pytest.mark.parametrize("prefetch_count", [1, 10])
+def test_a_service_at_work_finishes_its_task_and_takes_no_more(
+    run: Run,
+    broker: Broker,
+    channel: BlockingChannel,
+    variant: Variant,
+    number: signal.Signals,
+    prefetch_count: int,
+) -> None:
+    working = beginning(WORKER, "work", "print(' at work', flush=True); time.sleep(1.5)")
+    serving = beginning(SERVER, "answer_to", "print(' at work', flush=True); time.sleep(1.5)")
+    prefetching = ("prefetch_count=1", f"prefetch_count={prefetch_count}")
+    services = {
+        script: run(variant(script, edit, prefetching)).expect_ready()
+        for script, edit in ((WORKER, working), (SERVER, serving))
+    }
+    for script, service in services.items():
+        for _ in range(5):
+            publish(channel, script, b"1")
+        service.expect("at work")
+        stop(service, number)
+        service.expect("[*] Stopping after the ")
+    for script, service in services.items():
+        assert service.wait() == 0
+        assert service.error == []
+        assert service.out.count(" at work") == 1
+        assert DONE[script] in service.out
+        broker.wait_for_ready(QUEUE_OF[script], 4)
+
+
+@SIGNALS
+def test_a_service_that_is_told_twice_ends_at_once(
+    run: Run, broker: Broker, channel: BlockingChannel, variant: Variant, number: signal.Signals
+) -> None:
+    services = {script: run(at_work(variant, script, 60)).expect_ready() for script in SERVICES}
+    for script, service in services.items():
+        publish(channel, script, b"1")
+        service.expect("at work")
+        stop(service, number)
+        service.expect("To end at once press CTRL+C again")
+        stop(service, number)
+        assert service.wait() == 128 + number
+        assert service.error == []
+        broker.wait_for_ready(QUEUE_OF[script], 1)
+
+
+@pytest.mark.parametrize("busy", [False, True], ids=["idle", "busy"])
+@pytest.mark.parametrize("mode", ["reset", "silent"])
+def test_a_service_that_has_lost_its_connection(
+    run: Run,
+    broker: Broker,
+    channel: BlockingChannel,
+    variant: Variant,
+    mode: str,
+    busy: bool,  # noqa: FBT001
+) -> None:
+    with Network(broker.url) as network:
+        services = {
+            script: run(at_work(variant, script, 1), url=network.url).expect_ready()
+            for script in SERVICES
+        }
+        for script, service in services.items() if busy else ():
+            publish(channel, script, b"1")
+            service.expect("at work")
+        before = network.accepted
+        network.mode = "reset" if mode == "reset" else "silent"
+        network.cut()
+        for service in services.values():
+            service.expect("Trying again in 2 s" if mode == "reset" else "Trying again in 1 s")
+        if mode == "silent":
+            wait_until(lambda: network.accepted >= before + 2, "both to be connecting again")
+        for service in services.values():
+            stop(service, signal.SIGTERM)
+        for script, service in services.items():
+            assert service.wait(5) == 0
+            assert all("Connection lost" in line for line in service.error)
+            broker.wait_for_ready(QUEUE_OF[script], int(busy))
+
+
+# In a container, in a pipeline, and anywhere in pika.
+
+
+def can_be_process_1() -> bool:
+    """Return whether this machine lets us start a process in a namespace of its own."""
+    with contextlib.suppress(FileNotFoundError):
+        return not subprocess.run([*PROCESS_1, "true"], capture_output=True, check=False).returncode
+    return False
+
+
+PROCESS_1 = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
+
+
+@contextlib.contextmanager
+def as_process_1(url: str, *command: str) -> Iterator[tuple[subprocess.Popen[str], psutil.Process]]:
+    """Run a script as a container does; yield what started it, and itself."""
+    with subprocess.Popen(
+        [*PROCESS_1, sys.executable, *command],
+        cwd=REPOSITORY,
+        env=script_environment(url),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as unshare:
+        try:
+            (script,) = wait_until(psutil.Process(unshare.pid).children, "the script to start")
+            yield unshare, script
+        finally:
+            unshare.kill()
+
+
+def test_as_process_1(broker: Broker, channel: BlockingChannel, variant: Variant) -> None:
+    if not can_be_process_1():
+        pytest.skip("this machine starts no process in a namespace of its own")
+    with contextlib.ExitStack() as started:
+        consumers = {}
+        for script in CONSUMERS:
+            path = at_work(variant, script, 1) if script in SERVICES else script
+            consumers[script] = started.enter_context(
+                as_process_1(broker.url, path, *command(script)[1:])
+            )
+        for script, (unshare, consumer) in consumers.items():
+            assert unshare.stdout
+            assert "[*] Waiting" in unshare.stdout.readline()
+            if script in SERVICES:
+                publish(channel, script, b"1")
+                while "at work" not in unshare.stdout.readline():
+                    assert consumer.is_running()
+            consumer.send_signal(signal.SIGTERM)
+        for script, (unshare, _) in consumers.items():
+            out, error = unshare.communicate(timeout=15)
+            assert unshare.returncode == (0 if script in SERVICES else 128 + signal.SIGTERM)
+            assert error == ""
+            assert ("Done" in out) == (script == WORKER)
+    with Network(broker.url, mode="silent") as network, contextlib.ExitStack() as started:
+        producers = [
+            started.enter_context(as_process_1(network.url, *command(script)))
+            for script in (*SENDERS, CLIENT)
+        ]
+        wait_until(lambda: network.accepted == len(producers), "all to be connecting")
+        for unshare, producer in producers:
+            producer.send_signal(signal.SIGTERM)
+            assert unshare.wait(15) == 128 + signal.SIGTERM
+    assert [broker.ready(QUEUE_OF[script]) for script in SERVICES] == [0, 0]
+
+
+def unread(process: subprocess.Popen[bytes]) -> int:
+    """Return how many bytes of the program's output nobody has read."""
+    size = array.array("i", [0])
+    assert process.stdout
+    fcntl.ioctl(process.stdout, termios.FIONREAD, size)
+    return size[0]
+
+
+def test_output_that_nobody_reads(broker: Broker, channel: BlockingChannel) -> None:
+    with contextlib.ExitStack() as processes:
+        consumers: dict[str, subprocess.Popen[bytes]] = {}
+        for script in ("part_1/receive.py", *SERVICES):
+            process = processes.enter_context(
+                subprocess.Popen(
+                    [sys.executable, script],
+                    cwd=REPOSITORY,
+                    env=script_environment(broker.url),
+                    stdout=subprocess.PIPE,
+                    pipesize=4096,  # bytes, where the system lets us choose
+                )
+            )
+            consumers[script] = process
+            processes.callback(process.kill)
+            assert process.stdout
+            process.stdout.readline()
+            body = bytes(200) if script != SERVER else b"\xff" * 20
+            for _ in range(3000):
+                publish(channel, script, body)
+
+        for script, process in consumers.items():
+            full = wait_until(lambda: stays_at(partial_unread(process)), "the pipe to be full")  # noqa: B023
+            assert full > 3000
+            if script in SERVICES:
+                # It waits for its output, so that it cannot finish; one more ends it.
+                process.terminate()
+                wait_until(lambda: process.poll() or process.terminate(), "its end", pause=0.3)  # noqa: B023
+            else:
+                process.terminate()
+            assert process.wait(5) in (128 + signal.SIGTERM, -signal.SIGTERM), script
+    for script in SERVICES:
+        wait_until(lambda: broker.ready(QUEUE_OF[script]) > 0, "what was not done")  # noqa: B023
+
+
+def partial_unread(process: subprocess.Popen[bytes]) -> Callable[[], int]:
+    """Return what asks how much of the program's output nobody has read."""
+    return lambda: unread(process)
+
+
+def stays_at(size: Callable[[], int]) -> int:
+    """Return a size of over 3,000 if it has stayed the same for half a second."""
+    before, until = size(), time.monotonic() + 0.5
+    while time.monotonic() < until:
+        if size() != before or before < 3000:
+            return 0
+        time.sleep(0.05)
+    return before
+
+
+def test_at_many_lines_of_a_run(broker: Broker) -> None:
+    url = broker.url
+    with broker.channel() as channel:
+        for script in SERVICES:
+            (_, code, printed) = stopped_at(channel, url, script, [10**9])[0]
+            assert code == 0
+            total = int(next(line.split()[-1] for line in printed if "acknowledged" in line))
+            assert total > 3000
+            # From when signals are handled on; and many from when the task is there.
+            lines = [*range(200, total - 400, total // 16), *range(total - 400, total + 10, 20)]
+            runs = stopped_at(channel, url, script, lines)
+            assert sum("signal" in printed[:2] for _, _, printed in runs) > 10
+            assert any("acknowledged" in printed[-1] for _, _, printed in runs)
+
+
+def stopped_at(
+    channel: BlockingChannel, url: str, script: str, lines: list[int]
+) -> list[tuple[int, int, list[str]]]:
+    """Run the service with a signal at each of these lines, and assert that nothing is lost.
+
+    Return what tests/stopped_at.py prints.
+    """
+    queue = "stopped_at_"
+    begun = " [.] fib(1)" if script == SERVER else " [x] Received '1'"
+    try:
+        for line in lines:
+            channel.queue_declare(queue=f"{queue}{line}", durable=True)
+            for _ in range(2):
+                channel.basic_publish(exchange="", routing_key=f"{queue}{line}", body=b"1")
+        done = subprocess.run(
+            [sys.executable, "tests/stopped_at.py", script, queue, *map(str, lines)],
+            cwd=REPOSITORY,
+            env=script_environment(url),
+            stdout=subprocess.PIPE,
+            text=True,
+            timeout=50,
+            check=True,
+        )
+        runs = [json.loads(line) for line in done.stdout.splitlines()]
+        assert [line for line, _, _ in runs] == lines
+        for line, code, printed in runs:
+            acknowledged = sum("acknowledged" in said for said in printed)
+            left = channel.queue_declare(queue=f"{queue}{line}", passive=True).method.message_count
+            assert (code, printed.count(begun), left) == (0, acknowledged, 2 - acknowledged), (
+                line,
+                printed,
+            )
+            assert acknowledged <= 1 or "signal" not in printed
+            assert not any("[!]" in said or "Traceback" in said for said in printed), printed
+    finally:
+        for line in lines:
+            channel.queue_delete(queue=f"{queue}{line}")
+    return runs
