@@ -30,7 +30,7 @@ RABBITMQ_URL = os.environ.get("RABBITMQ_URL") or "amqp://guest:guest@localhost:5
 QUEUE = "task_queue"
 
 thread = ThreadPoolExecutor(max_workers=1)  # for the work; the main thread has the connection
-now = SimpleNamespace(connected=False, stopping=False)  # what `stop` has to know, and to tell
+now = SimpleNamespace(connected=False, stopping=False, task=None)  # for `stop` to look at
 LOST = (
     *(AMQPConnectionError, AMQPConnectorException, ChannelWrongStateError),  # raised by pika
     *(socket.gaierror, ssl.SSLError, ConnectionResetError),  # raised by what is below pika
@@ -49,7 +49,7 @@ def on_message(
     if now.stopping:
         return  # not acknowledged, so RabbitMQ gives it to another worker
     print(f" [x] Received {body.decode(errors='replace')!r}")
-    task = thread.submit(work, body)
+    task = now.task = thread.submit(work, body)
     while True:
         try:
             error = task.exception(timeout=1)
@@ -101,7 +101,8 @@ def stop(number: int, _: object) -> None:
         os._exit(128 + number if now.stopping else 0)
     now.stopping = True
     with contextlib.suppress(OSError):
-        os.write(1, b" [*] Stopping after the task at hand. To end at once press CTRL+C again\n")
+        if now.task and not now.task.done():
+            os.write(1, b" [*] Finishing this task first. To end at once press CTRL+C again\n")
 
 
 # The rest is the command line: the same in all twelve scripts, but for arguments and one call.

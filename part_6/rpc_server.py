@@ -36,7 +36,7 @@ QUEUE = "rpc_queue"
 LIMIT = 20_000
 
 thread = ThreadPoolExecutor(max_workers=1)  # for the work; the main thread has the connection
-now = SimpleNamespace(connected=False, stopping=False)  # what `stop` has to know, and to tell
+now = SimpleNamespace(connected=False, stopping=False, task=None)  # for `stop` to look at
 LOST = (
     *(AMQPConnectionError, AMQPConnectorException, ChannelWrongStateError),  # raised by pika
     *(socket.gaierror, ssl.SSLError, ConnectionResetError),  # raised by what is below pika
@@ -67,7 +67,7 @@ def on_request(
     if now.stopping:
         return  # not acknowledged, so RabbitMQ gives it to another server
     print(f" [.] fib({repr(body[:20])[2:-1]})")
-    task = thread.submit(answer_to, body)
+    task = now.task = thread.submit(answer_to, body)
     while True:
         try:
             error = task.exception(timeout=1)
@@ -125,7 +125,8 @@ def stop(number: int, _: object) -> None:
         os._exit(128 + number if now.stopping else 0)
     now.stopping = True
     with contextlib.suppress(OSError):
-        os.write(1, b" [*] Stopping after the request at hand. To end at once press CTRL+C again\n")
+        if now.task and not now.task.done():
+            os.write(1, b" [*] Finishing this request first. To end at once press CTRL+C again\n")
 
 
 # The rest is the command line: the same in all twelve scripts, but for arguments and one call.

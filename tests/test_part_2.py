@@ -466,7 +466,7 @@ def test_told_to_stop_a_worker_finishes_its_task_and_takes_no_more(
     send(channel, "current", "next 1", "next 2")
     worker.expect("Received 'current'")
     tell(worker)
-    worker.expect("[*] Stopping after the task at hand")
+    worker.expect("[*] Finishing this task first")
     finish.touch()
     assert worker.wait() == 0
     assert worker.messages == ["Received 'current'", "Done"]
@@ -489,7 +489,7 @@ def test_told_to_stop_a_worker_gives_back_what_was_sent_ahead(
     worker.expect("Received 'current'")
     wait_until(lambda: broker.ready(QUEUE) == 0, "all tasks to be with the worker")
     worker.terminate()
-    worker.expect("[*] Stopping after the task at hand")
+    worker.expect("[*] Finishing this task first")
     finish.touch()
     assert worker.wait() == 0
     assert worker.messages == ["Received 'current'", "Done"]

@@ -132,6 +132,7 @@ def test_an_idle_service(run: Run, broker: Broker, number: signal.Signals) -> No
     for service in services:
         assert service.wait(5) == 0
         assert service.error == []
+        assert len(service.out) == 1  # it had nothing to finish
     assert [broker.consumers(QUEUE_OF[script]) for script in SERVICES] == [0, 0]
 
 
@@ -157,7 +158,7 @@ def test_a_service_at_work_finishes_its_task_and_takes_no_more(
             publish(channel, script, b"1")
         service.expect("at work")
         stop(service, number)
-        service.expect("[*] Stopping after the ")
+        service.expect("[*] Finishing this ")
     for script, service in services.items():
         assert service.wait() == 0
         assert service.error == []
