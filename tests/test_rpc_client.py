@@ -158,7 +158,9 @@ def be_idle(client: FibonacciRpcClient, network: Network, broker: Broker) -> Non
             try:
                 channel.queue_declare(queue=client.callback_queue, passive=True)
             except ChannelClosedByBroker as error:
-                return error.reply_code == 404  # it is another connection's as long as it is there
+                return bool(
+                    error.reply_code == 404
+                )  # it is another connection's as long as it is there
         return False
 
     wait_until(is_gone, "RabbitMQ to close the connection")
