@@ -65,7 +65,7 @@ def run(main: Main, queue: str, place: Place, output: int) -> None:
     main.__globals__["QUEUE"] = f"{queue}{place.line}"
     acknowledge = partial(Place.acknowledge, place, acknowledge=BlockingChannel.basic_ack)
     BlockingChannel.basic_ack = lambda self, delivery_tag: acknowledge(self, delivery_tag)  # type: ignore[method-assign, misc, assignment]
-    sys.settrace(place.trace)  # type: ignore[arg-type] - a trace function returns one, or None
+    sys.settrace(place.trace)  # type: ignore[arg-type]
     main()
     os._exit(0)
 
