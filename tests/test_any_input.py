@@ -28,6 +28,8 @@ from tests.conftest import Run
 from tests.scripts import CLIENT, SCRIPTS, SERVER, command
 from tests.test_scripts import NO_ADDRESS, NO_ADDRESSES
 
+pytestmark = pytest.mark.timeout(180)  # seconds, for a busy machine
+
 # The same examples in each run, and as much time for each as a busy machine takes.
 settings.register_profile("stable", derandomize=True, deadline=None, database=None)
 settings.load_profile("stable")

@@ -19,6 +19,8 @@ from tests.conftest import Run
 from tests.network import Network
 from tests.scripts import SERVER
 
+pytestmark = pytest.mark.timeout(180)  # seconds, for a busy machine
+
 QUEUE = "rpc_queue"
 
 
@@ -118,7 +120,7 @@ def test_a_client_of_two_processes_gives_no_wrong_number(
     program.write_text(FORKED.format(repository=str(REPOSITORY), url=broker.url))
     run(SERVER).expect_ready()
     forked = run(str(program))
-    assert forked.wait(30) == 0
+    assert forked.wait(60) == 0
     fib = [0, 1]
     while len(fib) <= 30:
         fib.append(fib[-1] + fib[-2])
