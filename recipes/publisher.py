@@ -231,7 +231,7 @@ def publish_lines(parameters: pika.URLParameters, queue: str, timeout: float) ->
     print(f" [x] Sent {confirmed} messages")
 
 
-# The rest is the command line: the same in all twelve scripts, but for arguments and one call.
+# The rest is the command line: the same in all three recipes, but for arguments and one call.
 def main() -> None:
     """Run from a terminal: end at once when told to, and say in one line what went wrong."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawTextHelpFormatter)

@@ -154,20 +154,27 @@ def test_a_task_that_fails_is_tried_again_ever_later_and_then_set_aside(
     assert "ValueError: no such photo" in "\n".join(worker.error)  # with its traceback
 
 
+@pytest.fixture
+def shovel(own_broker: OwnBroker) -> Iterator[OwnBroker]:
+    """The broker, with the plugin that `rabbitmq-plugins enable rabbitmq_shovel` enables."""
+    # What that command and its opposite do, wherever the broker runs.
+    enable_only = (
+        "{{ok, File}} = application:get_env(rabbit, enabled_plugins_file),"
+        "{{ok, [Enabled]}} = file:consult(File),"
+        "ok = rabbit_file:write_term_file(File, [{}]),"
+        "rabbit_plugins:ensure(File)."
+    )
+    own_broker.ctl("eval", enable_only.format("[rabbitmq_shovel | Enabled]"))
+    yield own_broker
+    own_broker.ctl("eval", enable_only.format("Enabled -- [rabbitmq_shovel]"))
+
+
 @pytest.mark.claim("recipe-send-back")
 def test_a_person_sends_back_what_was_set_aside(
-    start: Start, jobs: BlockingChannel, own_broker: OwnBroker, tmp_path: Path
+    start: Start, jobs: BlockingChannel, shovel: OwnBroker, tmp_path: Path
 ) -> None:
     page = (REPOSITORY / "recipes/README.md").read_text(encoding="utf-8")
     (command,) = re.findall(r"^sudo rabbitmqctl (set_parameter .* shovel .*)$", page, re.MULTILINE)
-    # What `rabbitmq-plugins enable rabbitmq_shovel` does, wherever the broker runs.
-    own_broker.ctl(
-        "eval",
-        "{ok, File} = application:get_env(rabbit, enabled_plugins_file),"
-        "{ok, [Enabled]} = file:consult(File),"
-        "ok = rabbit_file:write_term_file(File, [lists:usort([rabbitmq_shovel | Enabled])]),"
-        "rabbit_plugins:ensure(File).",
-    )
     mended = tmp_path / "mended"
     more = (
         f"mended = pathlib.Path({str(mended)!r})\n"
@@ -180,9 +187,9 @@ def test_a_person_sends_back_what_was_set_aside(
     )
     worker = start(more=more).expect_ready()
     send(jobs, {"name": "mended", "fail": "once"}, {"name": "bad", "fail": "always"})
-    wait_until(lambda: own_broker.ready(FAILED) == 2, "both to be set aside")
+    wait_until(lambda: shovel.ready(FAILED) == 2, "both to be set aside")
     mended.touch()
-    own_broker.ctl(*shlex.split(command))
+    shovel.ctl(*shlex.split(command))
     worker.expect("end mended")
     # It has all its tries again.
     worker.expect("begin bad", times=2 * (1 + len(DELAYS)))
@@ -288,8 +295,8 @@ def test_none_is_lost_through_kills_and_restarts(
     workers[0].expect("end", times=20)
     workers[0].kill()
     workers.append(start(more=more).expect("end", times=5))
-    own_broker.stop()
-    own_broker.start()
+    own_broker.ctl("stop_app")  # RabbitMQ ends in order, in an Erlang that goes on
+    own_broker.ctl("start_app")
     workers[1].expect("Connection lost")
     workers[2].expect("Trying again")
     workers[1].kill()
