@@ -11,6 +11,7 @@ import pika
 import pytest
 from pika.adapters.blocking_connection import BlockingChannel
 
+from recipes.worker import RETRY_DELAYS
 from testbed.broker import Broker, OwnBroker
 from testbed.terminal import REPOSITORY, Terminal, replaced
 from testbed.waiting import wait_until
@@ -46,13 +47,28 @@ worker.RETRY_DELAYS = {delays}
 worker.main()
 """
 
+# What the page shows as a worker that imports the recipe.
+MY_WORKER = """\
+import worker
+
+
+def resize(task):
+    if "photo" not in task:
+        raise worker.Unrecoverable("no photo in it")
+    print("resizing", task["photo"], flush=True)
+
+
+worker.work = resize
+worker.main()
+"""
+
 Start = Callable[..., Terminal]
 
 
 @pytest.fixture(autouse=True)
 def queues(broker: Broker) -> Iterator[None]:
     """The queue of tasks is there and empty; and all of the recipe's are deleted in the end."""
-    names = (QUEUE, FAILED, *(f"{QUEUE}.retry.{delay}s" for delay in DELAYS))
+    names = (QUEUE, FAILED, *(f"{QUEUE}.retry.{delay}s" for delay in (*DELAYS, *RETRY_DELAYS)))
 
     def delete() -> None:
         with broker.channel() as channel:
@@ -220,6 +236,18 @@ def test_what_can_never_be_done_is_set_aside_at_once(start: Start, jobs: Blockin
     assert "the body is not JSON" in errors[1]
     assert "no such user" in errors[2]
     assert len(times(worker, "gone")) == 1
+
+
+@pytest.mark.claim("recipe-import")
+def test_a_worker_that_imports_the_recipe(run: Run, jobs: BlockingChannel, tmp_path: Path) -> None:
+    (tmp_path / "worker.py").write_text(SOURCE, encoding="utf-8")
+    (tmp_path / "my_worker.py").write_text(MY_WORKER, encoding="utf-8")
+    worker = run(str(tmp_path / "my_worker.py")).expect_ready()
+    send(jobs, {"photo": 42}, {"photos": []})
+    worker.expect("resizing 42").expect("Done")
+    kept, _ = set_aside(jobs)
+    assert kept.headers
+    assert kept.headers["x-error"] == "try 1: worker.Unrecoverable: no photo in it"
 
 
 @pytest.mark.claim("recipe-poison")
