@@ -8,6 +8,7 @@ Run it: seq 100000 | python recipes/publisher.py
 or:     seq 100000 | python recipes/publisher.py --queue other
 """
 
+import contextlib
 import copy
 import logging
 import os
@@ -17,12 +18,11 @@ import socket
 import sys
 import threading
 import uuid
-import weakref
 from argparse import ArgumentParser, RawTextHelpFormatter
-from collections import deque
+from collections.abc import Iterable
 from concurrent.futures import Future
 from itertools import takewhile
-from typing import Any, NamedTuple, Self
+from typing import Any
 
 import pika
 from pika.adapters.utils.connection_workflow import AMQPConnectorException
@@ -35,7 +35,6 @@ from pika.tcp_socket_opts import set_sock_opts
 
 RABBITMQ_URL = os.environ.get("RABBITMQ_URL") or "amqp://guest:guest@localhost:5672/%2F"
 LOGGER = logging.getLogger("publisher")
-CLOSED_BY_BROKER = (ChannelClosedByBroker, ConnectionClosedByBroker)
 CONNECTION_FORCED = 320  # RabbitMQ's code when it stops, or is told to close a connection
 
 
@@ -43,19 +42,14 @@ class PublishError(Exception):
     """The message was not taken, or nobody knows whether it was. The text says why."""
 
 
-class Message(NamedTuple):
-    """A message that is not confirmed yet, and the future that its publisher got for it."""
-
-    body: bytes
-    properties: BasicProperties
-    future: Future[None]
+Message = tuple[bytes, BasicProperties, Future[None]]  # and the future that its publisher got
 
 
-class Publisher:
-    """Publishes to one queue from any thread. A thread of its own holds the connection.
+class Publisher(contextlib.AbstractContextManager["Publisher"]):
+    """Publishes to one queue from any thread. Make one for the whole program.
 
-    When the connection breaks it makes a new one, and sends again what was not confirmed. That may
-    so arrive twice, but with the same `message_id`. After a fork it begins anew in the new process.
+    A thread of its own holds the connection. If that is lost, it makes a new one and sends again
+    what was not confirmed, which may so arrive twice. After a fork, the child makes its own.
     """
 
     def __init__(
@@ -67,28 +61,17 @@ class Publisher:
         self._parameters, self._queue, self._in_flight = parameters, queue, in_flight
         self._begin()
         if hasattr(os, "register_at_fork"):  # Windows has no fork
-            begin = weakref.WeakMethod(self._begin)
-            os.register_at_fork(after_in_child=lambda: (method := begin()) and method())
+            os.register_at_fork(after_in_child=self._begin)
 
     def _begin(self) -> None:
-        self._changed = threading.Condition()  # guards the next four, and tells of changes
-        self._unsettled = 0  # how many futures are not done
-        self._waiting: deque[Message] = deque()  # to be sent, or sent again
+        self._changed = threading.Condition()  # guards the next two lines, and tells of changes
+        self._messages: dict[int, Message] = {}  # not confirmed, by delivery tag, the oldest first
+        self._last, self._closed = 0, False  # the tag of the newest
+        self._sent = 0  # the tag of the last one that was sent
         self._connection: pika.SelectConnection | None = None
-        self._closed = False
-        self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
-        # All that follows is used in this thread alone.
         self._channel: Channel | None = None  # while messages can be sent on it
-        self._unconfirmed: dict[int, Message] = {}  # by delivery tag, the oldest first
-        self._returned: dict[str | None, PublishError] = {}  # by message id
-        self._suspects = 0  # how many messages at the head of the queue go one at a time
-        self._pause = 1  # seconds before it connects again
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        self._reason: BaseException | None = None  # why the connection was lost
+        self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
 
     def publish(
         self, body: bytes, properties: BasicProperties | None = None, timeout: float = 30
@@ -101,157 +84,129 @@ class Publisher:
         Raises:
             TimeoutError: `in_flight` messages were unconfirmed, and still were after `timeout` s.
         """
-        properties = copy.copy(properties) if properties else BasicProperties()
+        properties = copy.copy(properties or BasicProperties())
         properties.delivery_mode = properties.delivery_mode or pika.DeliveryMode.Persistent.value
         properties.message_id = properties.message_id or str(uuid.uuid4())
-        message = Message(body, properties, Future())
-        message.future.set_running_or_notify_cancel()
+        _ = memoryview(body), properties.encode()  # fails here if pika could not send it
+        future = Future[None]()
+        future.set_running_or_notify_cancel()
+        own = threading.current_thread() is self._thread  # in a callback: if it waited, for whom?
         with self._changed:
-            if not self._changed.wait_for(self._may_publish, timeout):
+            if not self._changed.wait_for(
+                lambda: own or self._closed or len(self._messages) < self._in_flight, timeout
+            ):
                 raise TimeoutError(f"no confirm of {self._in_flight} messages within {timeout} s")
             if self._closed:
                 raise PublishError("this publisher is closed")
-            self._unsettled += 1
-            self._waiting.append(message)
+            self._last += 1
+            self._messages[self._last] = body, properties, future
             if not self._thread.ident:
                 self._thread.start()
-            elif self._connection and len(self._waiting) == 1:  # if more, _send is on its way
+            elif self._connection and self._last == self._sent + 1:  # if more, _send is on its way
                 self._connection.ioloop.add_callback_threadsafe(self._send)
-        return message.future
-
-    def _may_publish(self) -> bool:
-        # A future's callback runs in the thread that makes room. If it waited, nobody would.
-        own = threading.current_thread() is self._thread
-        return own or self._closed or self._unsettled < self._in_flight
+        return future
 
     def close(self, timeout: float = 30) -> None:
         """Wait up to `timeout` seconds for what is in flight, then close. The rest fails."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._unsettled, timeout)
+            self._changed.wait_for(lambda: not self._messages, timeout)
             self._closed = True
-            self._changed.notify_all()
             if self._connection:
-                self._connection.ioloop.add_callback_threadsafe(self._stop)
+                self._connection.ioloop.add_callback_threadsafe(self._connection.close)
+        self._settle(self._messages, PublishError("closed before RabbitMQ confirmed it"))
         if self._thread.ident:
             self._thread.join(timeout=1)  # it may take longer, if RabbitMQ no longer answers
 
-    def _stop(self) -> None:
-        self._fail_the_rest()
-        assert self._connection
-        self._connection.close()
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
-    def _fail_the_rest(self) -> None:
-        rest = [*self._unconfirmed.values(), *self._waiting]
-        self._unconfirmed.clear()
-        self._waiting.clear()
-        self._settle(rest, PublishError("closed before RabbitMQ confirmed it"))
+    def _settle(self, tags: Iterable[int], error: Exception | None = None) -> None:
+        with self._changed:
+            settled = [self._messages.pop(tag) for tag in list(tags) if tag in self._messages]
+            self._changed.notify_all()
+        for _, _, future in settled:
+            if error:
+                future.set_exception(error)
+            else:
+                future.set_result(None)
 
     def _run(self) -> None:
-        while not self._closed:
-            reason = self._connect()
-            unconfirmed = list(self._unconfirmed.values())
-            self._channel, self._unconfirmed, self._returned = None, {}, {}
-            if isinstance(reason, CLOSED_BY_BROKER) and reason.reply_code != CONNECTION_FORCED:
-                # RabbitMQ refused one of these, and says why but not which: so send them singly.
-                if len(unconfirmed) == 1:
-                    self._settle([unconfirmed.pop()], PublishError(reason.reply_text))
-                self._suspects += len(unconfirmed)
-            self._waiting.extendleft(reversed(unconfirmed))
+        self._pause = 1  # seconds before it connects again
+        while True:
+            try:
+                with self._changed:
+                    if self._closed:
+                        return
+                    self._connection = pika.SelectConnection(
+                        parameters=self._parameters,
+                        on_open_callback=self._on_connection,
+                        on_open_error_callback=self._on_connection_closed,
+                        on_close_callback=self._on_connection_closed,
+                    )
+                with contextlib.closing(self._connection.ioloop) as ioloop:
+                    ioloop.start()
+            except Exception as error:  # in pika, as over a returned message that it cannot decode
+                self._channel, self._reason = None, error
+                self._settle(self._messages, error)
             with self._changed:
                 if not self._closed:
-                    LOGGER.warning("Connection lost: %r. Next try in %s s", reason, self._pause)
+                    LOGGER.warning("Connection lost: %r. Trying again", self._reason)
                     self._changed.wait_for(lambda: self._closed, self._pause)
-                    self._pause = min(2 * self._pause, 5)
-        self._fail_the_rest()
-
-    def _connect(self) -> BaseException | None:
-        # Connect, and send until the connection ends; return why it did.
-        self._reason: BaseException | None = None
-        try:
-            with self._changed:
-                if self._closed:
-                    return None
-                self._connection = pika.SelectConnection(
-                    parameters=self._parameters,
-                    on_open_callback=self._on_connection,
-                    on_open_error_callback=self._on_connection_closed,
-                    on_close_callback=self._on_connection_closed,
-                )
-            try:
-                self._connection.ioloop.start()
-            finally:
-                self._connection.ioloop.close()
-        except Exception as error:  # pika failed, as over a returned message that it cannot decode
-            return error
-        return self._reason
+            self._pause = min(2 * self._pause, 5)
 
     def _on_connection(self, connection: Connection) -> None:
         connection.channel(on_open_callback=self._on_channel)
 
-    def _on_channel(self, channel: Channel) -> None:
-        def on_confirming(_: Method[Any]) -> None:
-            self._channel, self._tag = channel, 0
-            self._send()
-
-        channel.add_on_close_callback(self._on_channel_closed)
-        channel.add_on_return_callback(self._on_return)
-        channel.confirm_delivery(self._on_confirm, callback=on_confirming)
-
-    def _on_channel_closed(self, channel: Channel, reason: Exception) -> None:
-        self._channel, self._reason = None, reason
-        if channel.connection.is_open:
-            channel.connection.close()
-
     def _on_connection_closed(self, _: Connection, reason: BaseException) -> None:
-        self._reason = self._reason or reason  # the channel's comes first
         assert self._connection
+        self._reason = reason
         self._connection.ioloop.stop()
 
+    def _on_channel(self, channel: Channel) -> None:
+        channel.add_on_close_callback(self._on_channel_closed)
+        channel.add_on_return_callback(self._on_return)
+        channel.confirm_delivery(self._on_confirm)
+        with self._changed:  # the messages of a channel have the tags 1, 2, 3, …
+            self._messages = dict(enumerate(self._messages.values(), start=1))
+            self._last, self._sent, self._channel = len(self._messages), 0, channel
+        self._send()
+
+    def _on_channel_closed(self, channel: Channel, reason: Exception) -> None:
+        self._channel = None
+        by_broker = isinstance(reason, ChannelClosedByBroker | ConnectionClosedByBroker)
+        if by_broker and reason.args[0] != CONNECTION_FORCED:
+            # RabbitMQ refuses one of those in flight, and does not say which. If they were all sent
+            # again, that one would end each channel.
+            sent = [tag for tag in list(self._messages) if tag <= self._sent]
+            self._settle(sent, PublishError(f"this one or one sent with it is refused: {reason}"))
+        if channel.connection.is_open:
+            self._on_connection(channel.connection)
+
     def _send(self) -> None:
-        while self._channel and self._waiting and not (self._suspects and self._unconfirmed):
-            message = self._waiting.popleft()
-            try:
-                self._channel.basic_publish(
-                    exchange="",
-                    routing_key=self._queue,
-                    body=message.body,
-                    properties=message.properties,
-                    mandatory=True,  # come back, rather than vanish, if the queue is gone
-                )
-            except Exception as error:  # pika cannot encode it
-                self._settle([message], error)
-            else:
-                self._tag += 1
-                self._unconfirmed[self._tag] = message
+        while self._channel and (message := self._messages.get(self._sent + 1)):
+            self._sent += 1
+            self._channel.basic_publish(
+                exchange="",
+                routing_key=self._queue,
+                body=message[0],
+                properties=message[1],
+                mandatory=True,  # come back, rather than vanish, if the queue is gone
+            )
 
     def _on_return(
         self, _: Channel, method: Basic.Return, properties: BasicProperties, body: bytes
     ) -> None:
         why = f"RabbitMQ returned it ({method.reply_text}): is there no queue {self._queue!r}?"
-        self._returned[properties.message_id] = PublishError(why)  # its confirm comes next
+        for tag, message in list(self._messages.items()):
+            if message[1].message_id == properties.message_id:
+                self._settle([tag], PublishError(why))  # its confirm comes next, and finds it gone
+                break
 
     def _on_confirm(self, frame: Method[Any]) -> None:
-        method, error = frame.method, None
-        tags = [method.delivery_tag]
-        if method.multiple:  # and all before it
-            tags = list(takewhile(method.delivery_tag.__ge__, self._unconfirmed))
-        if isinstance(method, Basic.Nack):
-            error = PublishError("RabbitMQ rejected it: is the queue full?")
-        self._pause = 1
-        confirmed = [self._unconfirmed.pop(tag) for tag in tags if tag in self._unconfirmed]
-        self._settle(confirmed, error)
-        self._send()
-
-    def _settle(self, messages: list[Message], error: Exception | None = None) -> None:
-        with self._changed:
-            self._unsettled -= len(messages)
-            self._changed.notify_all()
-        self._suspects = max(0, self._suspects - len(messages))
-        for message in messages:
-            if why := self._returned.pop(message.properties.message_id, error):
-                message.future.set_exception(why)
-            else:
-                message.future.set_result(None)
+        self._pause, method, tag = 1, frame.method, frame.method.delivery_tag
+        tags = takewhile(tag.__ge__, list(self._messages)) if method.multiple else [tag]
+        full = PublishError("RabbitMQ rejected it: is the queue full?")
+        self._settle(tags, full if isinstance(method, Basic.Nack) else None)
 
 
 def publish_lines(parameters: pika.URLParameters, queue: str, timeout: float) -> None:
@@ -271,19 +226,18 @@ def publish_lines(parameters: pika.URLParameters, queue: str, timeout: float) ->
 
     publisher = Publisher(parameters, queue)
     for line in sys.stdin.buffer:
-        future = publisher.publish(line.rstrip(b"\r\n"), timeout=timeout)
-        future.add_done_callback(on_done)
+        publisher.publish(line.rstrip(b"\r\n"), timeout=timeout).add_done_callback(on_done)
     publisher.close(timeout)
     print(f" [x] Sent {confirmed} messages")
 
 
-# The rest is the command line: the same in all twelve scripts, but for arguments and one call.
+# The rest is the command line: the same in all three recipes, but for arguments and one call.
 def main() -> None:
     """Run from a terminal: end at once when told to, and say in one line what went wrong."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawTextHelpFormatter)
     parser.add_argument("--queue", default="jobs", help="where to (default: jobs)")
     parser.add_argument(
-        "--timeout", type=float, default=30, help="seconds to wait for RabbitMQ (default: 30)"
+        "--timeout", type=float, default=30, help="for RabbitMQ, in s (default: 30)"
     )
     arguments = parser.parse_args()
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -16,67 +16,48 @@ import signal
 import socket
 import sys
 import threading
-import time
 import uuid
-import weakref
 from argparse import ArgumentParser, RawTextHelpFormatter
 from collections import deque
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Self
 
 import pika
 from pika.adapters.blocking_connection import BlockingChannel
 from pika.adapters.utils.connection_workflow import AMQPConnectorException
-from pika.exceptions import AMQPError, ChannelWrongStateError
+from pika.exceptions import AMQPError
 from pika.spec import Basic, BasicProperties
 from pika.tcp_socket_opts import set_sock_opts
 
 RABBITMQ_URL = os.environ.get("RABBITMQ_URL") or "amqp://guest:guest@localhost:5672/%2F"
 LOGGER = logging.getLogger("rpc_client")
 QUEUE = "rpc_queue"
+REPLY_TO = "amq.rabbitmq.reply-to"  # RabbitMQ passes answers straight to us, without a queue
 
 
 class RpcError(Exception):
     """The call failed: the server says why, there is no queue to reach it by, or it is nonsense."""
 
 
-class FibonacciRpcClient:
-    """Calls part_6/rpc_server.py from any thread. A thread of its own holds the connection.
+class FibonacciRpcClient(contextlib.AbstractContextManager["FibonacciRpcClient"]):
+    """Calls part_6/rpc_server.py from any thread. Make one for the whole program.
 
-    A call opens the connection, if there is none or it was lost. After a fork, the client begins
-    anew in the new process.
+    A thread of its own holds the connection. If there is none, or it was lost, the next call makes
+    one. After a fork, the child makes its own.
     """
 
     def __init__(self, parameters: pika.URLParameters) -> None:
         self._parameters = parameters
         self._begin()
         if hasattr(os, "register_at_fork"):  # Windows has no fork
-            begin = weakref.WeakMethod(self._begin)
-            os.register_at_fork(after_in_child=lambda: (method := begin()) and method())
+            os.register_at_fork(after_in_child=self._begin)
 
     def _begin(self) -> None:
         self._lock = threading.Lock()  # guards what follows
         self._answers: dict[str | None, Future[int]] = {}  # of calls under way, by correlation id
-        self._requests: deque[tuple[str, bytes, float]] = deque()  # id, body, deadline: to be sent
+        self._requests: deque[tuple[bytes, BasicProperties]] = deque()  # to be sent
         self._thread: threading.Thread | None = None
         self._channel: BlockingChannel | None = None  # while requests can be sent on it
         self._closed = False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the connection, in a second at the most. Calls under way fail."""
-        with self._lock:
-            self._closed, thread = True, self._thread
-            if self._channel:
-                self._wake(self._channel.stop_consuming)
-        if thread:
-            thread.join(timeout=1)
 
     def call(self, n: int, timeout: float = 10) -> int:
         """Return the n-th Fibonacci number, if a server says it within `timeout` seconds.
@@ -89,18 +70,19 @@ class FibonacciRpcClient:
         if not timeout > 0:
             raise TimeoutError(f"a timeout of {timeout} s leaves no time to answer")
         timeout = min(timeout, 86_400)  # a day: RabbitMQ refuses an expiration that is far away
-        correlation_id, answer = str(uuid.uuid4()), Future[int]()
-        request = correlation_id, str(n).encode(), time.monotonic() + timeout
+        body, answer, correlation_id = str(n).encode(), Future[int](), str(uuid.uuid4())
+        request = BasicProperties(reply_to=REPLY_TO, correlation_id=correlation_id)
+        request.expiration = str(int(1000 * timeout))  # ms: then nobody waits for the answer
         with self._lock:
             if self._closed:
                 raise RpcError("this client is closed")
             self._answers[correlation_id] = answer
-            self._requests.append(request)
+            self._requests.append((body, request))
             if not self._thread:
                 self._thread = threading.Thread(target=self._run, name="rpc_client", daemon=True)
                 self._thread.start()
-            elif self._channel and len(self._requests) == 1:  # if more, _send is on its way
-                self._wake(self._send)
+            elif len(self._requests) == 1:  # if more, _send is on its way
+                self._wake()
         try:
             return answer.result(timeout)
         except TimeoutError:
@@ -110,52 +92,55 @@ class FibonacciRpcClient:
         finally:
             self._answers.pop(correlation_id, None)  # an answer that comes later is ignored
 
-    def _wake(self, callback: Callable[[], None]) -> None:
-        assert self._channel
-        with contextlib.suppress(AMQPError):  # the connection just broke, as _run will tell
-            self._channel.connection.add_callback_threadsafe(callback)
+    def close(self) -> None:
+        """Close the connection, in a second at the most. Calls under way fail."""
+        with self._lock:
+            self._closed, thread = True, self._thread
+            self._wake()
+        if thread:
+            thread.join(timeout=1)
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _wake(self) -> None:
+        if self._channel:
+            with contextlib.suppress(AMQPError):  # the connection just broke, as _run will tell
+                self._channel.connection.add_callback_threadsafe(self._send)
 
     def _run(self) -> None:
-        error: Exception = ChannelWrongStateError("closed, or the callback queue was deleted")
+        why: Exception = RpcError("this client is closed")
         try:
             with pika.BlockingConnection(self._parameters) as connection:
                 channel = connection.channel()
                 channel.add_on_return_callback(callback=self._on_answer)
-                self._callback_queue = channel.queue_declare(queue="", exclusive=True).method.queue
                 channel.basic_consume(
-                    queue=self._callback_queue, on_message_callback=self._on_answer, auto_ack=True
+                    queue=REPLY_TO, on_message_callback=self._on_answer, auto_ack=True
                 )
-                with self._lock:
-                    self._channel, closed = channel, self._closed
-                if not closed:
-                    self._send()
-                    channel.start_consuming()
-        except Exception as reason:
-            error = reason
+                self._channel = channel
+                self._send()
+                while not self._closed:
+                    connection.process_data_events(time_limit=None)  # until _wake, or an answer
+        except Exception as error:
+            why = error
         with self._lock:
             self._thread = self._channel = None
             self._requests.clear()
             answers, self._answers = self._answers, {}
         if not (answers or self._closed):  # nobody else would say so
-            LOGGER.warning("Connection lost: %r. The next call makes a new one", error)
+            LOGGER.warning("Connection lost: %r. The next call makes a new one", why)
         for answer in answers.values():
-            answer.set_exception(error)
+            answer.set_exception(why)
 
     def _send(self) -> None:
-        assert self._channel
-        while self._requests:
-            correlation_id, body, deadline = self._requests.popleft()
-            left = int(1000 * (deadline - time.monotonic()))  # ms
-            if left > 0:
+        while self._channel and self._requests:
+            body, request = self._requests.popleft()
+            if request.correlation_id in self._answers:  # somebody still waits for it
                 self._channel.basic_publish(
                     exchange="",
                     routing_key=QUEUE,
                     body=body,
-                    properties=BasicProperties(
-                        reply_to=self._callback_queue,
-                        correlation_id=correlation_id,
-                        expiration=str(left),  # then nobody waits for the answer any longer
-                    ),
+                    properties=request,
                     mandatory=True,  # without a queue the request comes back, to _on_answer
                 )
 
@@ -191,7 +176,7 @@ def ask(parameters: pika.URLParameters, numbers: list[int], timeout: float) -> N
         sys.exit(f" [!] RpcError: {error}")
 
 
-# The rest is the command line: the same in all twelve scripts, but for arguments and one call.
+# The rest is the command line: the same in all three recipes, but for arguments and one call.
 def main() -> None:
     """Run from a terminal: end at once when told to, and say in one line what went wrong."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawTextHelpFormatter)

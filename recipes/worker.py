@@ -22,7 +22,6 @@ from argparse import ArgumentParser, RawTextHelpFormatter
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import pika
@@ -36,7 +35,6 @@ RABBITMQ_URL = os.environ.get("RABBITMQ_URL") or "amqp://guest:guest@localhost:5
 RETRY_DELAYS = (5, 30, 180)  # seconds until the second, the third, and the fourth and last try
 
 log = logging.getLogger("worker")
-now = SimpleNamespace(connected=False, stopping=False)  # what `stop` has to know, and to tell
 # What pika raises if it cannot connect, or has lost the connection or the channel.
 LOST = (exceptions.AMQPError, AMQPConnectorException, OSError)
 
@@ -54,8 +52,10 @@ def work(task: Any) -> Any:  # noqa: ANN401 - whatever JSON can hold
     return f"slept {task} s"
 
 
-def attempt(body: bytes) -> bytes:
+def attempt(body: bytes, redelivered: bool) -> bytes:  # noqa: FBT001 - as RabbitMQ says it
     """Return the result of the task in a message's body. Both are JSON."""
+    if redelivered:  # perhaps the task killed its worker, so that one counts as a try
+        raise ConnectionError("the worker that had it was lost")
     try:
         task = json.loads(body)
     except ValueError as error:
@@ -63,63 +63,85 @@ def attempt(body: bytes) -> bytes:
     return json.dumps(work(task)).encode()
 
 
-Message = tuple[int, BasicProperties, bytes]  # its delivery tag, its properties, its body
-
-
 class Worker:
-    """Does the tasks of a queue over one channel, in the thread that owns its connection."""
+    """Does the tasks of a queue. The thread that calls `serve` owns the connection."""
 
-    def __init__(self, channel: BlockingChannel, queue: str, pool: ThreadPoolExecutor) -> None:
-        self.channel, self.queue, self.pool = channel, queue, pool
+    def __init__(self, queue: str, parallel: int) -> None:
+        self.queue, self.parallel, self.pool = queue, parallel, ThreadPoolExecutor(parallel)
         self.running: set[Future[bytes]] = set()
-        channel.queue_declare(queue=queue, durable=True)
-        channel.queue_declare(queue=f"{queue}.failed", durable=True)
-        back = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": queue}
+        self.connected = self.stopping = False
+        self.pause = 0  # seconds that it waited before it connected again
+
+    def stop(self, number: int, _: object) -> None:
+        """Finish the tasks that have begun. If not connected, or told twice, end at once."""
+        if self.stopping or not self.connected:
+            os._exit(128 + number if self.stopping else 0)
+        self.stopping = True
+
+    def serve(self, parameters: pika.URLParameters) -> None:
+        """Work, and connect again after a growing pause whenever the connection is lost."""
+        while not self.stopping:
+            try:
+                with pika.BlockingConnection(parameters) as connection:
+                    self.consume(connection.channel())
+            except LOST as error:
+                if self.stopping or not (self.connected or self.pause):
+                    raise  # the first connection of all: the address may be wrong
+                self.connected = False
+                for task in self.running:
+                    task.cancel()  # unless it has begun, since RabbitMQ gives it out again
+                self.running.clear()
+                self.pause = min(2 * self.pause or 1, 30)
+                log.warning(" [!] Connection lost: %r. Trying again in %d s", error, self.pause)
+                time.sleep(self.pause)
+
+    def consume(self, channel: BlockingChannel) -> None:
+        """Do tasks until we are told to stop, and finish those that have begun."""
+        channel.queue_declare(queue=self.queue, durable=True)
+        channel.queue_declare(queue=f"{self.queue}.failed", durable=True)
+        back = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": self.queue}
         for delay in RETRY_DELAYS:  # a queue each, as only the first message of a queue expires
-            name, arguments = f"{queue}.retry.{delay}s", {"x-message-ttl": 1000 * delay, **back}
+            name, arguments = (
+                f"{self.queue}.retry.{delay}s",
+                {"x-message-ttl": 1000 * delay, **back},
+            )
             channel.queue_declare(queue=name, durable=True, arguments=arguments)
         channel.confirm_delivery()
-        channel.basic_consume(queue=queue, on_message_callback=self.begin)
-
-    def run(self) -> None:
-        """Do tasks until we are told to stop, and finish those that have begun."""
+        channel.basic_qos(prefetch_count=self.parallel)  # so that no task waits for a thread
+        channel.basic_consume(queue=self.queue, on_message_callback=self.begin)
+        self.channel, self.connected = channel, True
         log.info(" [*] Waiting for tasks in %s. To exit press CTRL+C", self.queue)
-        self.look()
-        self.channel.start_consuming()
-        if not now.stopping:
-            raise exceptions.ChannelWrongStateError("somebody has deleted the queue")
+        while not self.stopping:
+            channel.connection.process_data_events(time_limit=0.5)
+            if not channel.consumer_tags:
+                raise exceptions.ChannelWrongStateError("somebody has deleted the queue")
         log.info(" [*] Finishing %d tasks", len(self.running))
+        channel.stop_consuming()
         while self.running:
-            self.channel.connection.process_data_events(time_limit=1)
-
-    def look(self) -> None:
-        """Look twice a second whether we have been told to stop."""
-        then = self.channel.stop_consuming if now.stopping else self.look
-        self.channel.connection.call_later(0.5, then)
+            channel.connection.process_data_events(time_limit=1)
 
     def begin(
         self, _: BlockingChannel, method: Basic.Deliver, properties: BasicProperties, body: bytes
     ) -> None:
         """Have a thread of the pool do a task, and this one finish it."""
-        message = (method.delivery_tag, properties, body)
-        if method.redelivered:  # its worker was lost, perhaps because of it: so that try counts
-            self.fail(message, ConnectionError("the worker that had it was lost"))
-            return
         log.info(" [x] Received %s", properties.message_id or body[:40])
-        task = self.pool.submit(attempt, body)
+        task = self.pool.submit(attempt, body, method.redelivered)
         self.running.add(task)
+        connection = self.channel.connection
+        finish = partial(self.finish, method.delivery_tag, properties, body, task)
 
         def hand_over(_: Future[bytes]) -> None:  # in the task's thread
             with suppress(exceptions.ConnectionWrongStateError):  # lost, so the task comes again
-                finish = partial(self.finish, message, task)
-                self.channel.connection.add_callback_threadsafe(finish)
+                connection.add_callback_threadsafe(finish)
 
         task.add_done_callback(hand_over)
 
-    def finish(self, message: Message, task: Future[bytes]) -> None:
-        """Publish the result where the task asks for it, then acknowledge the task."""
-        tag, properties, body = message
+    def finish(
+        self, tag: int, properties: BasicProperties, body: bytes, task: Future[bytes]
+    ) -> None:
+        """Send the result where the task asks for it, or the task where it is to wait."""
         self.running.discard(task)
+        self.pause = 0
         error = task.exception()
         if error is None and properties.reply_to:
             answer = BasicProperties(correlation_id=properties.correlation_id)
@@ -131,13 +153,12 @@ class Worker:
                 error = full
         if error is None:
             log.info(" [x] Done %s", properties.message_id or body[:40])
-            self.channel.basic_ack(delivery_tag=tag)
         else:
-            self.fail(message, error)
+            self.fail(properties, body, error)
+        self.channel.basic_ack(delivery_tag=tag)  # not before RabbitMQ has the task elsewhere
 
-    def fail(self, message: Message, error: BaseException) -> None:
+    def fail(self, properties: BasicProperties, body: bytes, error: BaseException) -> None:
         """Have a task tried again later; or set it aside, if no try is left or would help."""
-        tag, properties, body = message
         headers = properties.headers or {}
         tries = headers.get("x-tries")
         tries = tries + 1 if isinstance(tries, int) else 1
@@ -154,7 +175,6 @@ class Worker:
         properties.expiration = None  # or RabbitMQ deletes it before anybody has seen it
         properties.user_id = None  # or RabbitMQ refuses it, unless its sender had our login
         self.publish(queue, body, properties)
-        self.channel.basic_ack(delivery_tag=tag)  # not before the other queue has it
 
     def publish(self, queue: str, body: bytes, properties: BasicProperties) -> None:
         """Publish to a queue, and return when RabbitMQ has confirmed it."""
@@ -163,38 +183,7 @@ class Worker:
         )
 
 
-def serve(parameters: pika.URLParameters, queue: str, parallel: int) -> None:
-    """Work, and connect again after a growing pause whenever the connection is lost."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
-    pool, pause, worker = ThreadPoolExecutor(parallel), 0, None
-    while not now.stopping:
-        try:
-            with pika.BlockingConnection(parameters) as connection:
-                channel = connection.channel()
-                channel.basic_qos(prefetch_count=parallel)  # so that no task waits for a thread
-                worker = Worker(channel, queue, pool)
-                now.connected, since = True, time.monotonic()
-                worker.run()
-        except LOST as error:
-            if now.stopping or not worker:
-                raise  # the first connection of all: the address may be wrong
-            now.connected = False
-            for task in worker.running:
-                task.cancel()  # unless it has begun, since RabbitMQ gives it out again
-            pause = 1 if time.monotonic() > since + 60 else min(2 * pause or 1, 30)
-            log.warning(" [!] Connection lost: %r. Trying again in %d s", error, pause)
-            time.sleep(pause)
-
-
-def stop(number: int, _: object) -> None:
-    """Finish the tasks that have begun. If not connected, or told twice, end at once."""
-    if now.stopping or not now.connected:
-        os._exit(128 + number if now.stopping else 0)
-    now.stopping = True
-
-
-# The rest is the command line.
+# The rest is the command line: the same in all three recipes, but for arguments and one call.
 def main() -> None:
     """Run from a terminal: end at once when told to, and say in one line what went wrong."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawTextHelpFormatter)
@@ -203,8 +192,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.queue or not 0 < arguments.parallel < 65536:
         parser.error("a queue has a name, and --parallel is 1 at least")
+    worker = Worker(arguments.queue, arguments.parallel)
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, _: os._exit(128 + number))
+        signal.signal(number, worker.stop)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s%(message)s")
     logging.getLogger("pika").setLevel(logging.CRITICAL)  # what it would log, we log once
     try:  # pika takes localhost if there is no host, and its options may raise anything
@@ -217,7 +207,7 @@ def main() -> None:
         sys.exit(" [!] RABBITMQ_URL is no address. Write amqp://user:password@host:5672/%2F")
     parameters.blocked_connection_timeout = parameters.blocked_connection_timeout or 30  # seconds
     try:
-        serve(parameters, arguments.queue, arguments.parallel)
+        worker.serve(parameters)
     except (*LOST, UnicodeError) as error:
         if getattr(error, "filename", None):  # a file of yours, not the network or the output
             raise

@@ -151,35 +151,16 @@ def test_unknown_second_late_and_foreign_answers(broker: Broker, channel: Blocki
                 call.result(10)
 
 
-@pytest.mark.claim("recipe-rpc-callback-queue")
-def test_a_deleted_callback_queue_fails_one_call_at_most(
-    run: Run, broker: Broker, channel: BlockingChannel
-) -> None:
-    run(SERVER).expect_ready()
-    client = client_of(broker)
-    with calling(client):
-        assert client.call(10) == 55
-        own, queue = client._channel, client._callback_queue
-        assert own
-
-        def delete() -> None:  # which nobody may but the connection whose exclusive queue it is
-            own.queue_delete(queue=queue)
-
-        own.connection.add_callback_threadsafe(delete)
-        wait_until(lambda: client._thread is None, "the client to see it")
-        assert [client.call(n) for n in (11, 12)] == [89, 144]
-
-
 @pytest.mark.claim("recipe-rpc-idle")
 def test_a_client_may_be_idle_for_longer_than_a_heartbeat(run: Run, broker: Broker) -> None:
     run(SERVER).expect_ready()
     client = client_of(broker, "?heartbeat=1")
     with calling(client):
         assert client.call(10) == 55
-        queue, idle_since = client._callback_queue, time.monotonic()
+        channel, idle_since = client._channel, time.monotonic()
         wait_until(lambda: time.monotonic() - idle_since > 5, "five heartbeats")
         assert client.call(11) == 89
-        assert client._callback_queue == queue  # the connection is the first one still
+        assert client._channel is channel  # the connection is the first one still
 
 
 @pytest.mark.claim("recipe-rpc-quick")

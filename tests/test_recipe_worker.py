@@ -11,6 +11,7 @@ import pika
 import pytest
 from pika.adapters.blocking_connection import BlockingChannel
 
+from recipes.worker import RETRY_DELAYS
 from testbed.broker import Broker, OwnBroker
 from testbed.terminal import REPOSITORY, Terminal, replaced
 from testbed.waiting import wait_until
@@ -46,13 +47,28 @@ worker.RETRY_DELAYS = {delays}
 worker.main()
 """
 
+# What the page shows as a worker that imports the recipe.
+MY_WORKER = """\
+import worker
+
+
+def resize(task):
+    if "photo" not in task:
+        raise worker.Unrecoverable("no photo in it")
+    print("resizing", task["photo"], flush=True)
+
+
+worker.work = resize
+worker.main()
+"""
+
 Start = Callable[..., Terminal]
 
 
 @pytest.fixture(autouse=True)
 def queues(broker: Broker) -> Iterator[None]:
     """The queue of tasks is there and empty; and all of the recipe's are deleted in the end."""
-    names = (QUEUE, FAILED, *(f"{QUEUE}.retry.{delay}s" for delay in DELAYS))
+    names = (QUEUE, FAILED, *(f"{QUEUE}.retry.{delay}s" for delay in (*DELAYS, *RETRY_DELAYS)))
 
     def delete() -> None:
         with broker.channel() as channel:
@@ -154,20 +170,27 @@ def test_a_task_that_fails_is_tried_again_ever_later_and_then_set_aside(
     assert "ValueError: no such photo" in "\n".join(worker.error)  # with its traceback
 
 
+@pytest.fixture
+def shovel(own_broker: OwnBroker) -> Iterator[OwnBroker]:
+    """The broker, with the plugin that `rabbitmq-plugins enable rabbitmq_shovel` enables."""
+    # What that command and its opposite do, wherever the broker runs.
+    enable_only = (
+        "{{ok, File}} = application:get_env(rabbit, enabled_plugins_file),"
+        "{{ok, [Enabled]}} = file:consult(File),"
+        "ok = rabbit_file:write_term_file(File, [{}]),"
+        "rabbit_plugins:ensure(File)."
+    )
+    own_broker.ctl("eval", enable_only.format("[rabbitmq_shovel | Enabled]"))
+    yield own_broker
+    own_broker.ctl("eval", enable_only.format("Enabled -- [rabbitmq_shovel]"))
+
+
 @pytest.mark.claim("recipe-send-back")
 def test_a_person_sends_back_what_was_set_aside(
-    start: Start, jobs: BlockingChannel, own_broker: OwnBroker, tmp_path: Path
+    start: Start, jobs: BlockingChannel, shovel: OwnBroker, tmp_path: Path
 ) -> None:
     page = (REPOSITORY / "recipes/README.md").read_text(encoding="utf-8")
     (command,) = re.findall(r"^sudo rabbitmqctl (set_parameter .* shovel .*)$", page, re.MULTILINE)
-    # What `rabbitmq-plugins enable rabbitmq_shovel` does, wherever the broker runs.
-    own_broker.ctl(
-        "eval",
-        "{ok, File} = application:get_env(rabbit, enabled_plugins_file),"
-        "{ok, [Enabled]} = file:consult(File),"
-        "ok = rabbit_file:write_term_file(File, [lists:usort([rabbitmq_shovel | Enabled])]),"
-        "rabbit_plugins:ensure(File).",
-    )
     mended = tmp_path / "mended"
     more = (
         f"mended = pathlib.Path({str(mended)!r})\n"
@@ -180,9 +203,9 @@ def test_a_person_sends_back_what_was_set_aside(
     )
     worker = start(more=more).expect_ready()
     send(jobs, {"name": "mended", "fail": "once"}, {"name": "bad", "fail": "always"})
-    wait_until(lambda: own_broker.ready(FAILED) == 2, "both to be set aside")
+    wait_until(lambda: shovel.ready(FAILED) == 2, "both to be set aside")
     mended.touch()
-    own_broker.ctl(*shlex.split(command))
+    shovel.ctl(*shlex.split(command))
     worker.expect("end mended")
     # It has all its tries again.
     worker.expect("begin bad", times=2 * (1 + len(DELAYS)))
@@ -213,6 +236,18 @@ def test_what_can_never_be_done_is_set_aside_at_once(start: Start, jobs: Blockin
     assert "the body is not JSON" in errors[1]
     assert "no such user" in errors[2]
     assert len(times(worker, "gone")) == 1
+
+
+@pytest.mark.claim("recipe-import")
+def test_a_worker_that_imports_the_recipe(run: Run, jobs: BlockingChannel, tmp_path: Path) -> None:
+    (tmp_path / "worker.py").write_text(SOURCE, encoding="utf-8")
+    (tmp_path / "my_worker.py").write_text(MY_WORKER, encoding="utf-8")
+    worker = run(str(tmp_path / "my_worker.py")).expect_ready()
+    send(jobs, {"photo": 42}, {"photos": []})
+    worker.expect("resizing 42").expect("Done")
+    kept, _ = set_aside(jobs)
+    assert kept.headers
+    assert kept.headers["x-error"] == "try 1: worker.Unrecoverable: no photo in it"
 
 
 @pytest.mark.claim("recipe-poison")
@@ -288,8 +323,8 @@ def test_none_is_lost_through_kills_and_restarts(
     workers[0].expect("end", times=20)
     workers[0].kill()
     workers.append(start(more=more).expect("end", times=5))
-    own_broker.stop()
-    own_broker.start()
+    own_broker.ctl("stop_app")  # RabbitMQ ends in order, in an Erlang that goes on
+    own_broker.ctl("start_app")
     workers[1].expect("Connection lost")
     workers[2].expect("Trying again")
     workers[1].kill()
