@@ -118,7 +118,9 @@ def work_queues(stage: Stage) -> None:
     workers[0].expect("Done", times=2)
     workers[1].expect("Done", times=2)
     stage.wait_for_acknowledgements("task_queue")
-    stage.tell("Ctrl+C lets a worker finish its task, if it has one, and then it ends. This has none:")
+    stage.tell(
+        "Ctrl+C lets a worker finish its task, if it has one, and then it ends. This has none:"
+    )
     stage.ctrl_c(workers[0])
     stage.tell("The other is told in the middle of a task. It finishes that, and takes no more:")
     stage.type_and_wait(3, "part_2/new_task.py", "Current task...")

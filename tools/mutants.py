@@ -115,7 +115,13 @@ def files_for(mutant: Mutant, tree: Path) -> list[str]:
     """Return the suite's files: that of the mutant's part, that of all scripts, the rest."""
     parts = {f"test_{Path(edit.script).parent.name}" for edit in mutant.edits}
     files = [path.relative_to(tree) for path in tree.glob("tests/test_*.py")]
-    files.sort(key=lambda file: (file.stem not in parts, file.stem != "test_scripts", file))
+    files.sort(
+        key=lambda file: (
+            file.stem not in parts,
+            not file.stem.startswith("test_scripts"),
+            file,
+        )
+    )
     return [str(file) for file in files]
 
 
