@@ -19,6 +19,8 @@ SHORT = Size(
         "kill a busy worker": 1,
         "kill a worker": 1,
         "kill a busy server": 1,
+        "stop a busy worker": 2,
+        "stop a server": 1,
         "kill the broker": 1,
     },
 )
@@ -33,8 +35,8 @@ def test_a_short_run(own_broker: OwnBroker) -> None:
     assert report.faults == SHORT.faults
     assert sum(sender.sent for sender in report.senders) == SHORT.tasks
     assert sum(client.through for client in report.clients) == SHORT.clients
-    assert len(report.workers) == faults.WORKERS + 2
-    assert len(report.servers) == faults.SERVERS + 1
+    assert len(report.workers) == faults.WORKERS + 4
+    assert len(report.servers) == faults.SERVERS + 2
 
 
 def test_a_broker_that_is_somebodys_is_left_alone(run: Run, broker: Broker) -> None:
@@ -62,10 +64,14 @@ def sender(task: str, *error: str) -> Ended:
     return Ended((NEW_TASK, task), 1 if error else 0, out, list(error))
 
 
+STOPPING = " [*] Stopping after the task at hand."
+
+
 def worker(*tasks: str) -> Ended:
-    """Return a worker that did these tasks, and was stopped."""
+    """Return a worker that did these tasks, and was told to stop in the last one."""
     lines = [line for task in tasks for line in (f" [x] Received {task!r}", " [x] Done")]
-    return Ended((WORKER,), 0, [" [*] Waiting for tasks", *lines, " [*] Goodbye"])
+    lines = [" [*] Waiting for tasks", *lines[:-1], STOPPING, *lines[-1:]]
+    return Ended((WORKER,), 0, lines, told=True)
 
 
 CLEAR = " [!] No connection: AMQPConnectionError"
@@ -80,10 +86,15 @@ RIGHT = Report(
     clients=[ANSWERED, replace(ANSWERED, code=1, out=ANSWERS[:2], error=[CLEAR])],
     workers=[
         worker("1", "2"),
-        replace(worker("2", "3", "3 again"), error=[" [!] Connection lost: again in 1 s"]),
+        replace(
+            worker("2", "3", "3 again"),
+            out=[" [*] Waiting for tasks", " [x] Received '2'", *worker("2", "3", "3 again").out],
+            error=[" [!] Connection lost: again in 1 s"],
+        ),
         Ended((WORKER,), -signal.SIGKILL, [" [x] Received '1'"]),
     ],
-    servers=[Ended((SERVER,), 0), Ended((SERVER,), -signal.SIGKILL)],
+    servers=[Ended((SERVER,), 0, told=True), Ended((SERVER,), -signal.SIGKILL)],
+    stopped_in={"'2'": 0},
     left={"task_queue": 0, "rpc_queue": 0},
 )
 
@@ -94,6 +105,7 @@ def test_what_may_happen_is_not_wrong() -> None:
         "3 tasks reported as sent, 3 of them done",
         "2 tasks in doubt, since their senders failed; 1 of them done",
         "1 tasks done twice or more",
+        "1 tasks finished by workers that were told to stop, 0 of them done twice",
         "3 calls answered; 1 clients failed, and asked again",
     ]
 
@@ -140,8 +152,47 @@ def test_what_may_happen_is_not_wrong() -> None:
             f"{SERVER} ended by itself, exit code 1: ['Error']",
         ),
         (
-            replace(RIGHT, servers=[Ended((SERVER,), 0, error=["Odd"])]),
+            replace(RIGHT, servers=[Ended((SERVER,), 0, told=True, error=["Odd"])]),
             f"{SERVER} said on stderr: ['Odd']",
+        ),
+        (
+            replace(RIGHT, servers=[Ended((SERVER,), 0)]),
+            f"{SERVER} ended by itself, exit code 0: ()",
+        ),
+        (
+            replace(RIGHT, servers=[Ended((SERVER,), -signal.SIGTERM, told=True)]),
+            f"{SERVER} ended by itself, exit code -15: ()",
+        ),
+        (
+            replace(RIGHT, servers=[Ended((SERVER,), None, ["a", "b", "c"], told=True)]),
+            f"{SERVER} was told to stop, and did not: ['b', 'c']",
+        ),
+        (
+            replace(
+                RIGHT,
+                workers=[*RIGHT.workers, replace(worker("1"), out=worker("1").out[:-1])],
+            ),
+            (
+                f"{WORKER} was told to stop, and dropped its task:"
+                f" [\" [x] Received '1'\", '{STOPPING}']"
+            ),
+        ),
+        (
+            replace(
+                RIGHT,
+                workers=[
+                    *RIGHT.workers,
+                    replace(worker("1"), out=[*worker("1").out, " [x] Received '2'", " [x] Done"]),
+                ],
+            ),
+            (
+                f"{WORKER} was told to stop, and took more:"
+                " [' [x] Done', \" [x] Received '2'\", ' [x] Done']"
+            ),
+        ),
+        (
+            replace(RIGHT, stopped_in={"'2'": 1}),
+            "done twice: '2', which a worker had finished when told to stop",
         ),
         (replace(RIGHT, left={"task_queue": 3}), "3 messages are left in task_queue"),
         (replace(RIGHT, processes=["python gone"]), "still running: python gone"),
@@ -154,3 +205,19 @@ def test_what_may_not_happen_is_wrong(broken: Report, complaint: str) -> None:
 
 def test_a_job_that_never_succeeded_is_wrong() -> None:
     assert list(RIGHT.wrong(jobs=6)) == ["2 of 6 jobs failed 5 times"]
+
+
+def test_which_tasks_workers_were_told_to_stop_in() -> None:
+    printed = [
+        (1, "first", " [x] Received 'one'"),
+        (2, "second", " [x] Received 'two'"),
+        (3, "second", " [x] Done"),
+        (4, "first", STOPPING),
+        (5, "second", STOPPING),  # it is idle
+        (6, "first", " [x] Done"),
+    ]
+    assert faults.stopped_in(printed, kills=[]) == {"'one'": 0}
+    again = [*printed, (8, "third", " [x] Received 'one'")]
+    assert faults.stopped_in(again, kills=[0, 9]) == {"'one'": 1}
+    # A RabbitMQ that was killed meanwhile may have forgotten that the task was acknowledged.
+    assert faults.stopped_in(again, kills=[0, 7, 9]) == {"'one'": 0}

@@ -51,7 +51,7 @@ def test_each_edit_fits_and_leaves_a_program() -> None:
 def test_what_runs_first() -> None:
     (mutant,) = [mutant for mutant in listed() if mutant.name == "task_queue not durable"]
     files = files_for(mutant, REPOSITORY)
-    assert files[:2] == ["tests/test_part_2.py", "tests/test_scripts.py"]
+    assert files[:3] == [f"tests/test_{of}.py" for of in ("part_2", "scripts", "stopping")]
     assert sorted(files) == sorted(
         str(path.relative_to(REPOSITORY)) for path in REPOSITORY.glob("tests/test_*.py")
     )

@@ -4,17 +4,19 @@
     make faults SEED=17     the same jobs and the same faults again
 
 Five hundred tasks go by part_2/new_task.py to four workers, and two thousand calls by
-part_6/rpc_client.py to two servers. Whoever is killed is replaced, and what fails is tried again,
-as a person would. In the end each task that was reported as sent was done, no task was done that
-nobody had sent, no call got a wrong answer, nothing failed but where the broker went, and that was
-said in one clear line, the queues are empty, and no process is left. Otherwise the run says what is
-wrong, and exits with 1.
+part_6/rpc_client.py to two servers. Some of them are killed, and some are told to stop by SIGTERM.
+Whoever is gone is replaced, and what fails is tried again, as a person would. In the end each task
+that was reported as sent was done, no task was done that nobody had sent, no task that a worker was
+told to stop in was done twice, no call got a wrong answer, nothing failed but where the broker
+went, and that was said in one clear line, the queues are empty, and no process is left. Otherwise
+the run says what is wrong, and exits with 1.
 
 The seed decides what is done and when, counted in jobs that are through, and not what the machine
 makes of it: who was busy with what differs from run to run.
 """
 
 import contextlib
+import math
 import random
 import signal
 import subprocess
@@ -54,9 +56,13 @@ TIMEOUT_S = 20
 # After so long a program hangs. new_task.py gives up after a minute; rpc_client.py does after its
 # timeout, before which it may wait for its connection for as long as pika does, 15 s.
 LIMITS_S = {NEW_TASK: 75, CLIENT: TIMEOUT_S + 30}
+# A worker or a server that is told to stop has a task of a second at the most to finish.
+STOP_LIMIT_S = 15
 # A job that fails so often fails for another reason than a fault.
 ATTEMPTS = 5
 
+# The lines by which a worker's or a server's state is known.
+WAITING, STOPPING, DONE = " [*] Waiting for ", " [*] Stopping after ", " [x] Done"
 
 Command = tuple[str, ...]
 
@@ -80,10 +86,14 @@ FULL = Size(
     tasks=500,
     clients=40,
     faults={
-        "kill a busy worker": 8,
-        "kill a worker": 8,
-        "kill a busy server": 4,
-        "kill a server": 4,
+        "kill a busy worker": 6,
+        "kill a worker": 4,
+        "kill a busy server": 3,
+        "kill a server": 3,
+        "stop a busy worker": 6,
+        "stop a worker": 4,
+        "stop a busy server": 3,
+        "stop a server": 3,
         "stop the broker": 3,
         "kill the broker": 3,
     },
@@ -132,7 +142,8 @@ class Ended:
     """A program that has ended: its command line, its exit code and what it printed.
 
     The exit code is None where it hung, and was killed for it. `calm` tells whether the broker ran
-    all the while; what befell workers and servers is for nobody else to notice.
+    all the while; what befell workers and servers is for nobody else to notice. `told` says of a
+    worker or a server that it was told to stop, and not killed.
     """
 
     command: Command
@@ -140,6 +151,7 @@ class Ended:
     out: Sequence[str] = ()
     error: Sequence[str] = ()
     calm: bool = False
+    told: bool = False
 
     @property
     def task(self) -> str:
@@ -155,6 +167,11 @@ class Ended:
     def through(self) -> bool:
         """Whether its job is done, and need not be tried again."""
         return self.sent if self.command[0] == NEW_TASK else self.code == 0
+
+    @property
+    def done(self) -> list[str]:
+        """The tasks that it has done, as a worker. It may say meanwhile that it will stop."""
+        return list(tasks_done(line for line in self.out if line.startswith(" [x] ")))
 
 
 def fibonacci(n: int) -> int:
@@ -195,17 +212,47 @@ def wrong_with_answers(client: Ended) -> Iterator[str]:
 
 def wrong_with_consumer(ended: Ended) -> Iterator[str]:
     """Say what is wrong with how a worker or a server ended that was stopped or killed here."""
-    if ended.code not in (0, -signal.SIGKILL):
+    if ended.code is None:
+        yield f"{ended.command[0]} was told to stop, and did not: {ended.out[-2:]}"
+    elif ended.code != (0 if ended.told else -signal.SIGKILL):
         yield f"{ended.command[0]} ended by itself, exit code {ended.code}: {ended.error[-1:]}"
     else:
         unclear = [line for line in ended.error if not line.startswith(" [!] Connection lost")]
         if unclear:
             yield f"{ended.command[0]} said on stderr: {unclear}"
+        # What it had begun before it lost a connection came again, to itself or to another.
+        on_last_connection = "\n".join(ended.out).rpartition(WAITING)[2]
+        _, stopping, after = on_last_connection.partition(STOPPING)
+        if stopping and on_last_connection.count(RECEIVED) > on_last_connection.count(DONE):
+            yield f"{ended.command[0]} was told to stop, and dropped its task: {ended.out[-2:]}"
+        if after.count(DONE) > 1:
+            yield f"{ended.command[0]} was told to stop, and took more: {after.splitlines()[1:]}"
+
+
+def stopped_in(
+    printed: Sequence[tuple[float, object, str]], kills: Iterable[float]
+) -> dict[str, int]:
+    """Return the tasks that workers finished when told to stop, and how often each came again.
+
+    Args:
+        printed: When which worker printed what.
+        kills: When RabbitMQ was killed, which may make it forget an acknowledgement.
+    """
+    came_again = {}
+    for told, worker, line in printed:
+        own = [(when, line) for when, who, line in printed if who is worker]
+        if STOPPING in line and any(DONE in line for when, line in own if when > told):
+            begun, task = [(when, line) for when, line in own if line.startswith(RECEIVED)][-1]
+            until = min((kill for kill in kills if kill > begun), default=math.inf)
+            came_again[task.removeprefix(RECEIVED)] = sum(
+                line == task for when, _, line in printed if begun < when < until
+            )
+    return came_again
 
 
 def wrong_with_tasks(senders: Iterable[Ended], workers: Sequence[Ended]) -> Iterator[str]:
     """Say which tasks are lost, and which were done that nobody asked for."""
-    done = {task for worker in workers for task in tasks_done(worker.out)}
+    done = {task for worker in workers for task in worker.done}
     asked = set()
     for sender in senders:
         asked.add(sender.task)
@@ -225,6 +272,8 @@ class Report:
         clients: Each run of rpc_client.py.
         workers: Each worker.
         servers: Each server.
+        stopped_in: The tasks that workers finished when told to stop, and how often each came
+            again.
         faults: How often what was done.
         left: How many messages each queue has in the end, with consumers or ready for them.
         processes: The command lines of what still runs in the end.
@@ -234,6 +283,7 @@ class Report:
     clients: list[Ended] = field(default_factory=list)
     workers: list[Ended] = field(default_factory=list)
     servers: list[Ended] = field(default_factory=list)
+    stopped_in: dict[str, int] = field(default_factory=dict)
     faults: Counter[str] = field(default_factory=Counter)
     left: dict[str, int] = field(default_factory=dict)
     processes: list[str] = field(default_factory=list)
@@ -241,7 +291,7 @@ class Report:
     @property
     def done(self) -> Counter[str]:
         """How often each task was done."""
-        return Counter(task for worker in self.workers for task in tasks_done(worker.out))
+        return Counter(task for worker in self.workers for task in worker.done)
 
     def wrong(self, jobs: int) -> Iterator[str]:
         """Say all that is wrong, where so many jobs were to be done."""
@@ -253,6 +303,9 @@ class Report:
         for consumer in (*self.workers, *self.servers):
             yield from wrong_with_consumer(consumer)
         yield from wrong_with_tasks(self.senders, self.workers)
+        for task, times in self.stopped_in.items():
+            if times:
+                yield f"done twice: {task}, which a worker had finished when told to stop"
         if failed := jobs - sum(program.through for program in programs):
             yield f"{failed} of {jobs} jobs failed {ATTEMPTS} times"
         for queue, number in self.left.items():
@@ -271,6 +324,11 @@ class Report:
         yield f"{len(sent)} tasks reported as sent, {len(sent & done.keys())} of them done"
         yield f"{len(doubtful)} tasks in doubt, since their senders failed; {arrived} of them done"
         yield f"{again} tasks done twice or more"
+        came_again = sum(times > 0 for times in self.stopped_in.values())
+        yield (
+            f"{len(self.stopped_in)} tasks finished by workers that were told to stop,"
+            f" {came_again} of them done twice"
+        )
         answers = sum(line.startswith(" [.] ") for client in self.clients for line in client.out)
         failed = sum(client.code != 0 for client in self.clients)
         yield f"{answers} calls answered; {failed} clients failed, and asked again"
@@ -307,6 +365,9 @@ class Trial:
         self._asking = set[Terminal]()
         self._broker_runs = threading.Event()
         self._outages = 0
+        self._kills: list[float] = []
+        self._told = set[Terminal]()
+        self._hung = set[Terminal]()
         self._report = Report()
 
     def run(self, plan: Plan) -> Report:
@@ -386,18 +447,26 @@ class Trial:
             if fault.what == "stop the broker":
                 self.broker.stop()
             else:
+                self._kills.append(time.perf_counter())  # the clock of what is printed
                 self.broker.kill()
             self.broker.start()
             self._broker_runs.set()
         else:
-            *_, kind = fault.what.split()
+            verb, *_, kind = fault.what.split()
             consumer = self._places[kind][fault.which % len(self._places[kind])]
             if "busy" in fault.what:
                 # When there is nothing more to be sent, nobody may ever be busy again.
                 wait_until(
                     lambda: self._busy(kind, consumer) or not self._jobs, "work", seconds=120
                 )
-            self._replace(kind, consumer)
+            if verb == "stop":
+                self._stop(consumer, consumer.terminate)
+            else:
+                consumer.kill()
+            # A consumer that never had a connection gives up where there is none: it has to be
+            # ready before the next fault.
+            place = self._places[kind].index(consumer)
+            self._places[kind][place] = self._start(kind).expect_ready()
         self._report.faults[fault.what] += 1
         self.tell(
             f"after {fault.after} jobs: {fault.what}, and start it again"
@@ -411,12 +480,15 @@ class Trial:
         # of its answers, all servers have some to give.
         return any(1 <= len(client.out) <= CALLS for client in list(self._asking))
 
-    def _replace(self, kind: str, consumer: Terminal) -> None:
-        consumer.kill()
-        # A consumer that never had a connection gives up where there is none: it has to be ready
-        # before the next fault.
-        place = self._places[kind].index(consumer)
-        self._places[kind][place] = self._start(kind).expect_ready()
+    def _stop(self, consumer: Terminal, tell: Callable[[], None]) -> None:
+        """Tell a worker or a server to stop, and wait for its end; kill it if it hangs."""
+        self._told.add(consumer)
+        tell()
+        try:
+            consumer.wait(STOP_LIMIT_S)
+        except subprocess.TimeoutExpired:
+            self._hung.add(consumer)
+            consumer.kill()
 
     def _finish(self) -> None:
         """Let the consumers come to an end, stop them, and look at what is left."""
@@ -424,10 +496,12 @@ class Trial:
             wait_until(lambda: not any(self._left().values()), "empty queues", seconds=60)
         for kind, ended in (("worker", self._report.workers), ("server", self._report.servers)):
             for consumer in self._places[kind]:
-                consumer.ctrl_c()
+                self._stop(consumer, consumer.ctrl_c)
             for consumer in self._consumers[kind]:
-                code = consumer.wait()
-                ended.append(Ended((self._scripts[kind],), code, consumer.out, consumer.error))
+                code = None if consumer in self._hung else consumer.wait()
+                script, told = (self._scripts[kind],), consumer in self._told
+                ended.append(Ended(script, code, consumer.out, consumer.error, told=told))
+        self._report.stopped_in = stopped_in(self.programs.printed, self._kills)
         self._report.left = self._left()
         self._report.processes = processes_left()
 

@@ -33,6 +33,9 @@ from tools.mutants_plugin import CAUGHT
 
 LIST = REPOSITORY / "tools" / "mutants.toml"
 
+# The files of the tests that hold for several scripts.
+OF_ALL_SCRIPTS = ["test_scripts", "test_stopping", "test_rpc_client", "test_any_input"]
+
 # Suites mostly wait, and have a broker each, so that two at a time do not disturb each other.
 AT_A_TIME = 2
 
@@ -112,10 +115,10 @@ def copy(folder: Path, tree: Path) -> None:
 
 
 def files_for(mutant: Mutant, tree: Path) -> list[str]:
-    """Return the suite's files: that of the mutant's part, that of all scripts, the rest."""
-    parts = {f"test_{Path(edit.script).parent.name}" for edit in mutant.edits}
+    """Return the suite's files: that of the mutant's part, those of all scripts, the rest."""
+    first = [f"test_{Path(edit.script).parent.name}" for edit in mutant.edits] + OF_ALL_SCRIPTS
     files = [path.relative_to(tree) for path in tree.glob("tests/test_*.py")]
-    files.sort(key=lambda file: (file.stem not in parts, file.stem != "test_scripts", file))
+    files.sort(key=lambda file: ([*first, file.stem].index(file.stem), file))
     return [str(file) for file in files]
 
 
