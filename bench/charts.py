@@ -82,7 +82,9 @@ def draw_panel(axes: Axes, panel: Panel, results: Results, top: int) -> None:
         axes.plot([BARS + scale * value.least, BARS + scale * value.most], [middle] * 2, color=edge)
         text = shown(value.median)
         if row:
-            text += f"  (× {shown(results.ratio(panel.measure, variant).median)})"
+            text += (
+                f"  (\N{MULTIPLICATION SIGN} {shown(results.ratio(panel.measure, variant).median)})"
+            )
         axes.text(BARS + scale * value.most + 10, middle, text, color=DARK, fontsize=13)
 
 

@@ -299,7 +299,7 @@ def confirms(bench: Bench) -> Iterator[Sample]:
 
 
 def tasks_at_rest(bench: Bench) -> Iterator[Sample]:
-    """Part II: how long it takes from sending a task to a worker with nothing to do until it begins."""
+    """Part II: how long a task waits for a worker that has nothing else to do."""
     for script in (PLAIN_WORKER, WORKER):
         timing = bench.altered(script, SLEEP_TO_TIMING)
         with Programs(bench.broker) as programs, bench.broker.channel() as channel:
@@ -369,9 +369,7 @@ def fanout(bench: Bench) -> Iterator[Sample]:
         received = str(2 * int(sent))
         producer = ("publish", sent, LOGS, "", str(pika.DeliveryMode.Transient.value))
         receiver = ("receive", received, LOGS)
-        _, _, *speeds = over_the_wire(
-            bench.broker, producer, producer, *[receiver] * receivers
-        )
+        _, _, *speeds = over_the_wire(bench.broker, producer, producer, *[receiver] * receivers)
         yield Sample("fanout", counted(receivers, "receiver"), sum(speeds))
 
 
@@ -381,6 +379,7 @@ def routing(bench: Bench) -> Iterator[Sample]:
         queue = channel.queue_declare(queue="", exclusive=True).method.queue
         for exchange_type in ("direct", "topic", "headers"):
             exchange, bound = f"bench-{exchange_type}", 0
+            last = "*" if exchange_type == "topic" else "info"
             channel.exchange_declare(  # gone with the queue
                 exchange=exchange, exchange_type=exchange_type, auto_delete=True
             )
@@ -389,7 +388,7 @@ def routing(bench: Bench) -> Iterator[Sample]:
                     channel.queue_bind(
                         queue=queue,
                         exchange=exchange,
-                        routing_key=f"service-{number}.{'*' if exchange_type == 'topic' else 'info'}",
+                        routing_key=f"service-{number}.{last}",
                         arguments={"service": f"service-{number}"},  # for headers alone
                     )
                 bound = bindings
@@ -564,7 +563,7 @@ def measure_all(kind: str, size: Size, *, on_cluster: bool) -> Results:
 
 
 def main() -> None:
-    """Measure all, or read what was measured; print the tables, draw the pictures, write the page."""
+    """Measure, or read what was measured; print the tables, draw the pictures, write the page."""
     from bench.charts import draw  # only here, as tqdm
 
     parser = parser_with_broker(__doc__)

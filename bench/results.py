@@ -176,7 +176,7 @@ class Results:
 
     @property
     def conditions(self) -> str:
-        """What ran, such as "RabbitMQ 3.13.7, Erlang 26.2.5, Python 3.13.1, pika 1.4.4, 2 cores"."""
+        """What ran, such as "RabbitMQ 3.13.7, Erlang 26.2.5, Python 3.13.1, 2 cores"."""
         versions = [f"{name} {version}" for name, version in self.versions.items()]
         return ", ".join([*versions, f"{self.cores} cores"])
 

@@ -40,7 +40,7 @@ def marshalled(channel: BlockingChannel, method: Basic.Publish | Basic.Deliver, 
 def socket_of(connection: pika.BlockingConnection) -> socket.socket:
     """Return the socket under a connection, which pika must not use from here on."""
     plain: socket.socket = connection._impl._transport._sock  # type: ignore[union-attr]
-    plain.setblocking(True)
+    plain.settimeout(None)
     return plain
 
 
@@ -54,7 +54,7 @@ def publish(connection: pika.BlockingConnection, messages: int, *where: str) -> 
     began = begin()
     for _ in range(0, messages, A_WRITE):
         plain.sendall(many)
-    plain.setblocking(False)
+    plain.settimeout(0)  # as pika has it
     channel.basic_qos(prefetch_count=0)  # whose answer comes once all before it is dealt with
     return messages / (time.perf_counter() - began)
 
