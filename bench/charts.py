@@ -1,6 +1,5 @@
 """The pictures of what `make bench` measured, in the language of the tutorial's diagrams."""
 
-import hashlib
 import io
 import re
 from pathlib import Path
@@ -44,11 +43,6 @@ PICTURES = {
     "routing.png": (Panel("routing", EXCHANGE),),
     "queues.png": (Panel("queue_types", QUEUE), Panel("queue_types_in_flight", QUEUE)),
 }
-
-
-def digest(results: Results) -> str:
-    """Return the SHA-256 of results, in hexadecimal digits, which a picture of them carries."""
-    return hashlib.sha256(str(results).encode()).hexdigest()
 
 
 def height(panel: Panel, results: Results) -> int:
@@ -113,4 +107,4 @@ def picture(panels: tuple[Panel, ...], results: Results) -> Image.Image:
 def draw(results: Results, folder: Path) -> None:
     """Write the pictures to the folder."""
     for name, panels in PICTURES.items():
-        save(picture(panels, results), folder / name, digest=digest(results))
+        save(picture(panels, results), folder / name, digest=results.digest)

@@ -1,5 +1,6 @@
 """What `make bench` measured: its file, and the tables made of it."""
 
+import hashlib
 import json
 import statistics
 from dataclasses import asdict, dataclass, field
@@ -150,6 +151,11 @@ class Results:
 
     def __str__(self) -> str:
         return json.dumps(asdict(self), indent=1) + "\n"
+
+    @property
+    def digest(self) -> str:
+        """Their SHA-256 in hexadecimal digits, which each picture of them carries."""
+        return hashlib.sha256(str(self).encode()).hexdigest()
 
     def write(self, file: Path) -> None:
         """Write them to the file."""
