@@ -250,13 +250,14 @@ def new_task(bench: Bench) -> Iterator[Sample]:
 
 def sending(bench: Bench) -> Iterator[Sample]:
     """Part II: confirms, waited for one by one or taken as they come."""
-    for name, *command in (
+    ways = (
         ("not confirmed", PRODUCER),
         ("confirmed one by one", PRODUCER, "confirmed"),
         ("confirmed, 100 in flight", PIPELINED, "100"),
         # recipes/publisher.py has its place here.
-    ):
-        speed = sent_a_second(bench.broker, 0.6 * bench.size.scale, *command)
+    )
+    for name, *command in (*ways, *reversed(ways)):
+        speed = sent_a_second(bench.broker, 0.4 * bench.size.scale, *command)
         yield Sample("sending", name, speed)
 
 
@@ -314,12 +315,13 @@ def tasks_at_rest(bench: Bench) -> Iterator[Sample]:
 
 def working(bench: Bench) -> Iterator[Sample]:
     """Part II: workers on tasks that are nothing but overhead."""
-    tasks = bench.size.of(2000)
-    for name, script in (
+    tasks = bench.size.of(1000)
+    ways = (
         ("worker_4.py, plain", PLAIN_WORKER),
         ("worker.py", WORKER),
         ("pika's recipe, a thread a task", "bench/peers/threads_worker.py"),
-    ):
+    )
+    for name, script in (*ways, *reversed(ways)):
         yield Sample("working", name, done_a_second(bench.broker, tasks, script))
 
 
