@@ -26,7 +26,7 @@ WORDS, CODE = "Inter", "JetBrains Mono"
 WIDTH, ROW, TITLE, GAP = 840, 44, 40, 14
 BARS, LONGEST = 272, 370  # where they begin, and the longest
 # Names that stand in a program, and not in a sentence.
-PROGRAM = re.compile(r"\w+\.py|direct|topic|headers")
+PROGRAM = re.compile(r"[\w/]+\.py|direct|topic|headers")
 
 
 class Panel(NamedTuple):

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,6 +28,8 @@ from pika.adapters.blocking_connection import BlockingChannel
 from bench.peers.rpc_client import PlainRpcClient
 from bench.results import FILE, MEASURES, Results, Sample
 from part_6.rpc_client import FibonacciRpcClient
+from recipes.rpc_client import FibonacciRpcClient as ThreadsRpcClient
+from recipes.worker import RETRY_DELAYS
 from testbed.broker import Broker, NoBrokerError, OwnBroker
 from testbed.choice import prepare_cluster
 from testbed.programs import (
@@ -47,9 +50,12 @@ from testbed.waiting import wait_until
 
 # The steps of the lessons that do what the script does, and no more.
 PLAIN_WORKER, PLAIN_SERVER = "part_2/steps/worker_4.py", "part_6/steps/rpc_server_1.py"
+RECIPE = "recipes/worker.py"
 PRODUCER, PIPELINED = "bench/peers/producer.py", "bench/peers/pipelined_producer.py"
 WIRE = "bench/peers/wire.py"
 
+#: From how many threads the client of the recipes is called.
+THREADS = 50
 PAGE = FILE.with_name("README.md")
 
 # Other work for the workers.
@@ -118,7 +124,7 @@ def logged(broker: Broker, *command: str) -> Iterator[Callable[[str], int]]:
         def count(text: str) -> int:
             return log.read_bytes().count(text.encode())
 
-        with into_file(log, broker.url, *command):
+        with into_file(log, broker.url, *command, merge=True):
             wait_until(lambda: count("[*] "), f"{command[0]} to be ready", pause=0.002)
             yield count
 
@@ -168,7 +174,7 @@ def sent_a_second(broker: Broker, seconds: float, *command: str, replicas: int =
 
     The queue is a quorum queue with so many replicas, or a classic one without.
     """
-    arguments: dict[str, str | int] = {"x-queue-type": "classic"}
+    arguments: dict[str, str | int] = {}
     if replicas:
         arguments = {"x-queue-type": "quorum", "x-quorum-initial-group-size": replicas}
     with broker.channel() as channel, Programs(broker) as programs:
@@ -177,7 +183,8 @@ def sent_a_second(broker: Broker, seconds: float, *command: str, replicas: int =
         begin = wait_until(lambda: waiting(channel, TASK_QUEUE), "the first message")
         began = time.perf_counter()
         time.sleep(seconds)  # which is what is measured
-        sent = waiting(channel, TASK_QUEUE) - begin
+        # A busy machine may have let nothing come meanwhile.
+        sent = wait_until(lambda: waiting(channel, TASK_QUEUE) - begin, "more messages")
         took = time.perf_counter() - began
     broker.clean()
     return sent / took
@@ -187,7 +194,7 @@ def done_a_second(broker: Broker, tasks: int, *command: str) -> float:
     """Return how many of many tasks a worker does in a second."""
     with broker.channel() as channel:
         channel.queue_declare(queue=TASK_QUEUE, durable=True)
-        publish_tasks(channel, ["task"] * tasks)
+        publish_tasks(channel, ["0"] * tasks)  # no dot, and for the recipe, no second
         wait_until(lambda: waiting(channel, TASK_QUEUE) == tasks, "all tasks to be there")
     with logged(broker, *command) as printed:
         begin, began = printed("Done"), time.perf_counter()
@@ -254,7 +261,7 @@ def sending(bench: Bench) -> Iterator[Sample]:
         ("not confirmed", PRODUCER),
         ("confirmed one by one", PRODUCER, "confirmed"),
         ("confirmed, 100 in flight", PIPELINED, "100"),
-        # recipes/publisher.py has its place here.
+        ("recipes/publisher.py, confirmed", "-m", "bench.peers.recipe_producer"),
     )
     for name, *command in (*ways, *reversed(ways)):
         speed = sent_a_second(bench.broker, 0.4 * bench.size.scale, *command)
@@ -320,9 +327,13 @@ def working(bench: Bench) -> Iterator[Sample]:
         ("worker_4.py, plain", PLAIN_WORKER),
         ("worker.py", WORKER),
         ("pika's recipe, a thread a task", "bench/peers/threads_worker.py"),
+        ("recipes/worker.py, one at a time", RECIPE, "--queue", TASK_QUEUE, "--parallel", "1"),
     )
-    for name, script in (*ways, *reversed(ways)):
-        yield Sample("working", name, done_a_second(bench.broker, tasks, script))
+    for name, *command in (*ways, *reversed(ways)):
+        yield Sample("working", name, done_a_second(bench.broker, tasks, *command))
+    with bench.broker.channel() as channel:  # what the recipe has declared beside the task queue
+        for name in ("failed", *(f"retry.{delay}s" for delay in RETRY_DELAYS)):
+            channel.queue_delete(queue=f"{TASK_QUEUE}.{name}")
 
 
 def prefetch(bench: Bench) -> Iterator[Sample]:
@@ -411,7 +422,12 @@ def rpc(bench: Bench) -> Iterator[Sample]:
     plain = PlainRpcClient(bench.broker.url)
     both = (("rpc_server_1.py, plain", PLAIN_SERVER), ("rpc_server.py", SERVER))
     calls: list[float] = []
-    with FibonacciRpcClient(parameters) as client, plain.connection:
+    with (
+        FibonacciRpcClient(parameters) as client,
+        ThreadsRpcClient(parameters) as recipe,
+        ThreadPoolExecutor(THREADS) as threads,
+        plain.connection,
+    ):
         # In turn, and neither always before the other.
         for name, script in (*both, *reversed(both), *both):
             with logged(bench.broker, script):
@@ -424,12 +440,18 @@ def rpc(bench: Bench) -> Iterator[Sample]:
                     a_second = 1 / statistics.fmean(one_by_one)
                     yield Sample("in_flight", "one call at a time", a_second)
                     yield Sample("in_flight", f"{many} in flight", speed)
+                    began = time.perf_counter()
+                    list(threads.map(recipe.call, [5] * many))
+                    speed = many / (time.perf_counter() - began)
+                    yield Sample("in_flight", f"recipes/rpc_client.py, {THREADS} threads", speed)
                 else:
-                    plainest, ours = calls_in_turn(2 * few, plain.call, client.call)
-                    for variant, seconds in (
-                        ("the plainest client", plainest),
-                        ("FibonacciRpcClient", ours),
-                    ):
+                    clients = {
+                        "the plainest client": plain.call,
+                        "FibonacciRpcClient": client.call,
+                        "recipes/rpc_client.py": recipe.call,
+                    }
+                    times = calls_in_turn(2 * few, *clients.values())
+                    for variant, seconds in zip(clients, times, strict=True):
                         yield Sample("rpc_client", variant, 1 / statistics.fmean(seconds))
     yield from waits("a call, until its answer is there", calls)
 

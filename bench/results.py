@@ -57,8 +57,8 @@ MEASURES = {
         "Persistent tasks over one open channel",
         "tasks a second",
         (
-            Goal("recipes/publisher.py", 8, of="confirmed one by one"),
-            Goal("recipes/publisher.py", 0.8, of="confirmed, 100 in flight"),
+            Goal("recipes/publisher.py, confirmed", 8, of="confirmed one by one"),
+            Goal("recipes/publisher.py, confirmed", 0.8, of="confirmed, 100 in flight"),
         ),
     ),
     "persistence": Measure("Two producers, one durable queue", "messages a second"),
