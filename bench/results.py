@@ -209,7 +209,7 @@ class Results:
         """Return one line for each goal of the measure: whether it was met."""
         lines = []
         for variant, times, other, most in MEASURES[measure].goals:
-            if variant in self.samples[measure]:
+            if {variant, other} <= set(self.samples[measure]):
                 reached = round(self.ratio(measure, variant, other).median, 2)  # as it is shown
                 met = reached <= times if most else reached >= times
                 lines.append(

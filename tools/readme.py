@@ -9,7 +9,6 @@ compares: what stands there is what a run gives, or the last full run of `make b
 
 import ast
 import difflib
-import math
 import re
 
 from bench.results import MEASURES, Results
@@ -53,9 +52,10 @@ def bench(*measures: str) -> str:
 
 
 def figure(measure: str, variant: str, of: str = "") -> str:
-    """Return how many times another variant's value one has, as "1.8". `of` is the first, if empty.
+    """Return how many times the value of another variant one has, as "1.80".
 
-    This and the next three are for the middle of a sentence, and keep two digits.
+    The other is the measure's first, unless it is named. This and the next three are for the
+    middle of a sentence.
     """
     return _rounded(Results.read().ratio(measure, variant, of).median)
 
@@ -77,8 +77,9 @@ def measured_on() -> str:
 
 
 def _rounded(value: float) -> str:
-    digits = max(0, 1 - math.floor(math.log10(value)))
-    return f"{float(f'{value:.2g}'):,.{min(digits, 2)}f}"
+    # A first digit of 1 says little, so that a third one is kept behind it.
+    rounded = float(f"{value:.{3 if f'{value:e}'[0] == '1' else 2}g}")
+    return f"{rounded:,.{0 if rounded >= 10 else 1 if rounded >= 2 else 2}f}"
 
 
 def _fence(language: str, text: str) -> str:
