@@ -169,14 +169,19 @@ def runs_a_second(broker: Broker, times: int, *command: str) -> float:
     return times / (time.perf_counter() - began)
 
 
-def sent_a_second(broker: Broker, seconds: float, *command: str, replicas: int = 0) -> float:
+def sent_a_second(
+    broker: Broker, seconds: float, *command: str, replicas: int | None = None
+) -> float:
     """Return how many messages a second come to a new, durable queue while a producer runs.
 
-    The queue is a quorum queue with so many replicas, or a classic one without.
+    The queue is a quorum queue with so many replicas, or a classic one for 0; or as RabbitMQ makes
+    it by default.
     """
     arguments: dict[str, str | int] = {}
     if replicas:
         arguments = {"x-queue-type": "quorum", "x-quorum-initial-group-size": replicas}
+    elif replicas == 0:
+        arguments = {"x-queue-type": "classic"}
     with broker.channel() as channel, Programs(broker) as programs:
         channel.queue_declare(queue=TASK_QUEUE, durable=True, arguments=arguments)
         programs.start(*command)
