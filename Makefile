@@ -26,10 +26,10 @@ check: ## style, types, and the schemas of the workflow and of docker-compose.ym
 	@.venv/bin/python -m check_jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/tests.yml
 	@.venv/bin/python -m check_jsonschema --quiet --builtin-schema vendor.compose-spec docker-compose.yml
 
-bench: ## what each choice costs, in tables and pictures; make bench QUICK=1 is coarser
-	@./setup.sh bench
-	@$(if $(QUICK),,./setup.sh cluster || true)
-	@.venv/bin/python -m bench.measure $(if $(QUICK),--quick) $(ARGS)
+bench: ## what each choice costs, in tables and pictures; QUICK=1 is coarser, RESULTS=file measures nothing
+	@./setup.sh $(if $(RESULTS),charts,bench)
+	@$(if $(QUICK)$(RESULTS),,./setup.sh cluster || true)
+	@.venv/bin/python -m bench.measure $(if $(QUICK),--quick) $(if $(RESULTS),--results=$(RESULTS)) $(ARGS)
 
 faults: setup ## tasks and calls, while all that can be killed is killed; make faults SEED=17 does it again
 	@.venv/bin/python -m tools.faults $(if $(SEED),--seed=$(SEED)) $(ARGS)

@@ -2,7 +2,7 @@
 # Set up what `make demo` and `make test` need: the virtual environment with its packages, and a
 # RabbitMQ where none can be had otherwise. What is there already is left alone.
 #
-#     ./setup.sh [bench|check|cluster|pictures]
+#     ./setup.sh [bench|charts|check|cluster|pictures]
 #
 # adds what the make target of that name needs.
 set -eu
@@ -52,6 +52,12 @@ install_group() {
     .venv/bin/python -m pip install -qq --disable-pip-version-check --group "$1"
 }
 
+# Install the fonts of the pictures, where they are missing.
+install_fonts() {
+    [ -n "$(fc-list Inter)" ] || install_package fonts-inter font-inter
+    [ -n "$(fc-list 'JetBrains Mono')" ] || install_package fonts-jetbrains-mono font-jetbrains-mono
+}
+
 # Ask the testbed, with the options from $4 on, whether a broker can be had. Where there is none, install the
 # package ($2, $3) and ask again; or leave it to the person, who named something else ($1) that cannot be used.
 need() {
@@ -85,20 +91,20 @@ if [ ! -e .venv/ready-dev ] || [ -n "$(find pyproject.toml -newer .venv/ready-de
 fi
 
 case ${1:-} in
-check | pictures) ;; # which need no broker
+charts | check | pictures) ;; # which need no broker
 *) need "${RABBITMQ_URL:-}${RABBITMQ_SERVER:-}" rabbitmq-server rabbitmq ;;
 esac
 
 case ${1:-} in
-bench | check)
+bench | charts | check)
     [ -e .venv/ready-bench ] || { install_group bench && touch .venv/ready-bench; }
+    [ "$1" = check ] || (install_fonts) || echo "setup: the pictures take another font"
     ;;
 cluster)
     need "" haproxy haproxy --cluster
     ;;
 pictures)
     command -v dot >/dev/null || install_package graphviz graphviz
-    [ -n "$(fc-list Inter)" ] || install_package fonts-inter font-inter
-    [ -n "$(fc-list 'JetBrains Mono')" ] || install_package fonts-jetbrains-mono font-jetbrains-mono
+    install_fonts
     ;;
 esac

@@ -1,176 +1,110 @@
-"""The pictures of what `make bench` measured.
+"""The pictures of what `make bench` measured, in the language of the tutorial's diagrams."""
 
-    python -m bench.charts
-
-draws those of the last full run again.
-"""
-
-from collections.abc import Callable
+import io
+import re
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.patches import Patch
+from matplotlib.patches import FancyBboxPatch, Rectangle
+from PIL import Image
 
-from bench.results import FILE, MEASURES, NEARLY, Results, shown
+from bench.results import MEASURES, Results, shown
+from tools.pictures import save
 
-# From Okabe and Ito's palette, which the colour-blind can tell apart.
-BLUE, ORANGE, PLAIN, GREY = "#0072B2", "#E69F00", "#999999", "#555555"
-#: Inches.
-WIDTH = 8.0
+# The colours of tools/look.gvpr: what is filled, and its edge.
+PRODUCER = ("#b6dbff", "#0a4a8f")
+EXCHANGE = ("#ffd98a", "#8a5a00")
+QUEUE = ("#ffd0d3", "#a40e26")
+CONSUMER = ("#bdebc6", "#116329")
+DARK, GREY, PANEL, EDGE = "#1f2328", "#424a53", "#f3f5f7", "#afb8c1"
+WORDS, CODE = "Inter", "JetBrains Mono"
 
-
-def bars(axes: Axes, results: Results, measure: str) -> None:
-    """Draw a bar for each variant, as long as its median, and a line from the least to the most.
-
-    The plain variant is grey.
-    """
-    values = results.values(measure)
-    names = list(values)
-    medians = [value.median for value in values.values()]
-    below = [value.median - value.least for value in values.values()]
-    above = [value.most - value.median for value in values.values()]
-    others = [BLUE] * (len(names) - 1)
-    axes.barh(
-        names,
-        medians,
-        xerr=(below, above),
-        color=[PLAIN, *others],
-        ecolor=GREY,
-        capsize=3,
-        height=0.6,
-    )
-    for name, value in values.items():
-        axes.annotate(
-            shown(value.median),
-            (value.most, name),
-            xytext=(6, 0),
-            textcoords="offset points",
-            va="center",
-        )
-    axes.margins(x=0.15)
-    axes.invert_yaxis()
-    axes.set_xlabel(f"{MEASURES[measure].unit} (median, least to most)")
-    axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.set_title(MEASURES[measure].title, loc="left")
+# In points, of which a picture has as many as a README is pixels wide; two pixels make one.
+WIDTH, ROW, TITLE, GAP = 840, 44, 40, 14
+BARS, LONGEST = 272, 370  # where they begin, and the longest
+# Names that stand in a program, and not in a sentence.
+PROGRAM = re.compile(r"[\w/]+\.py|direct|topic|headers")
 
 
-def scaling(axes: Axes, results: Results, measure: str) -> None:
-    """Draw how many times the speed of one several have, beside as many times as they are."""
-    ratios = results.ratios(measure)
-    numbers = [int(name.split()[0]) for name in ratios]
-    medians = [ratio.median for ratio in ratios.values()]
-    below = [ratio.median - ratio.least for ratio in ratios.values()]
-    above = [ratio.most - ratio.median for ratio in ratios.values()]
-    axes.plot(numbers, numbers, color=GREY, linestyle="--", label="N times the speed of one")
-    nearly = [NEARLY * number for number in numbers]
-    axes.plot(numbers, nearly, color=GREY, linestyle=":", label=f"{NEARLY} of that")
-    axes.errorbar(
-        numbers, medians, yerr=(below, above), color=BLUE, marker="o", capsize=3, label="measured"
-    )
-    axes.set_xticks(numbers)
-    axes.set_xlabel(f"N, the number of {list(ratios)[-1].split()[1]}")
-    axes.set_ylabel("times the speed of one\n(median, least to most)")
-    axes.set_ylim(bottom=0)
-    axes.legend(frameon=False)
-    axes.set_title(MEASURES[measure].title, loc="left")
+class Panel(NamedTuple):
+    """A measure in a picture, and the colours of what it is about."""
+
+    measure: str
+    colours: tuple[str, str]
 
 
-def timelines(figure: Figure, results: Results) -> None:
-    """Draw for each variant of "dispatch" which worker was busy when, and with what."""
-    all_axes = figure.subplots(len(results.timelines), sharex=True)
-    colours = {"heavy": ORANGE, "light": BLUE}
-    for axes, (variant, tasks) in zip(all_axes, results.timelines.items(), strict=True):
-        for task in tasks:
-            axes.barh(
-                f"worker {task.worker}",
-                task.ended - task.began,
-                left=task.began,
-                color=colours[task.name],
-                edgecolor="white",
-                height=0.6,
-            )
-        last = max(task.ended for task in tasks)
-        axes.axvline(last, color=GREY, linestyle="--")
-        axes.annotate(
-            f"all done\nafter {last:.2f} s",
-            (last, 0.5),
-            xytext=(6, 0),
-            textcoords="offset points",
-            va="center",
-        )
-        axes.invert_yaxis()
-        axes.set_title(f"Dispatch: {variant}", loc="left")
-    all_axes[-1].margins(x=0.15)
-    all_axes[-1].set_xlim(left=0)
-    all_axes[-1].set_xlabel("seconds since the tasks were sent")
-    all_axes[0].legend(
-        handles=[Patch(color=colour, label=f"{name} task") for name, colour in colours.items()],
-        frameon=False,
-        ncols=2,
-        loc="lower right",
-        bbox_to_anchor=(1, 1),
-    )
-
-
-def sending(figure: Figure, results: Results) -> None:
-    """Part II: from one channel, and from several producers."""
-    one, several = figure.subplots(2)
-    bars(one, results, "sending")
-    bars(several, results, "producers")
-
-
-def working(figure: Figure, results: Results) -> None:
-    """Part II: how fast workers take tasks without work."""
-    bars(figure.subplots(), results, "working")
-
-
-def workers(figure: Figure, results: Results) -> None:
-    """Part II: how much faster more workers are."""
-    scaling(figure.subplots(), results, "workers")
-
-
-def receivers(figure: Figure, results: Results) -> None:
-    """Part III: what more receivers cost."""
-    bars(figure.subplots(), results, "receivers")
-
-
-def rpc(figure: Figure, results: Results) -> None:
-    """Part VI: calls in flight, and more servers."""
-    calls, servers = figure.subplots(2, height_ratios=(1, 2))
-    bars(calls, results, "in_flight")
-    scaling(servers, results, "servers")
-
-
-#: Each picture's file, how high it is in inches, and what draws it.
-PICTURES: dict[str, tuple[float, Callable[[Figure, Results], None]]] = {
-    "sending.png": (5.0, sending),
-    "working.png": (3.0, working),
-    "workers.png": (4.0, workers),
-    "dispatch.png": (4.0, timelines),
-    "receivers.png": (2.4, receivers),
-    "rpc.png": (6.0, rpc),
+#: Each picture's file, and its panels from top to bottom.
+PICTURES = {
+    "sending.png": (Panel("sending", PRODUCER), Panel("persistence", QUEUE)),
+    "working.png": (Panel("working", CONSUMER), Panel("prefetch", CONSUMER)),
+    "routing.png": (Panel("routing", EXCHANGE),),
+    "queues.png": (Panel("queue_types", QUEUE), Panel("queue_types_in_flight", QUEUE)),
 }
 
 
+def height(panel: Panel, results: Results) -> int:
+    """Return how high a panel is."""
+    return TITLE + ROW * len(results.samples[panel.measure]) + 8
+
+
+def draw_panel(axes: Axes, panel: Panel, results: Results, top: int) -> None:
+    """Draw a bar for each variant, as long as its median, and a line from the least to the most."""
+    what, variants = MEASURES[panel.measure], list(results.samples[panel.measure])
+    inner = (GAP + 6, top + 6), WIDTH - 2 * GAP - 12, height(panel, results) - 12
+    rounded = FancyBboxPatch(*inner, boxstyle="round,pad=6", facecolor=PANEL, edgecolor=EDGE)
+    axes.add_patch(rounded)
+    axes.text(2 * GAP, top + 22, what.title, color=DARK, fontsize=14)
+    axes.text(WIDTH - 2 * GAP, top + 22, what.unit, color=GREY, fontsize=12, ha="right")
+    fill, edge = panel.colours
+    most = max(results.value(panel.measure, variant).most for variant in variants)
+    for row, variant in enumerate(variants):
+        middle = top + TITLE + ROW * row + ROW / 2
+        value = results.value(panel.measure, variant)
+        name, _, note = variant.partition(", ")
+        font = CODE if PROGRAM.fullmatch(name) else WORDS
+        above = 8 if note else 0
+        axes.text(2 * GAP, middle - above, name, color=DARK, fontsize=13, fontfamily=font)
+        axes.text(2 * GAP, middle + above, note, color=GREY, fontsize=12)
+        scale = LONGEST / most
+        bar = Rectangle(
+            (BARS, middle - 12), scale * value.median, 24, facecolor=fill, edgecolor=edge, lw=1.5
+        )
+        axes.add_patch(bar)
+        axes.plot([BARS + scale * value.least, BARS + scale * value.most], [middle] * 2, color=edge)
+        text = shown(value.median)
+        if row:
+            text += (
+                f"  (\N{MULTIPLICATION SIGN} {shown(results.ratio(panel.measure, variant).median)})"
+            )
+        axes.text(BARS + scale * value.most + 10, middle, text, color=DARK, fontsize=13)
+
+
+def picture(panels: tuple[Panel, ...], results: Results) -> Image.Image:
+    """Return an image of panels, on white, so that dark pages show it too."""
+    panels = tuple(panel for panel in panels if panel.measure in results.samples)
+    total = sum(height(panel, results) + GAP for panel in panels) + GAP + 20
+    # Fonts that are missing are replaced, with a warning.
+    with mpl.rc_context({"font.family": WORDS, "lines.linewidth": 1.5}):
+        figure = Figure(figsize=(WIDTH / 72, total / 72), dpi=144, facecolor="white")
+        axes = figure.add_axes((0, 0, 1, 1), xlim=(0, WIDTH), ylim=(total, 0))
+        axes.set_axis_off()
+        top = GAP
+        for panel in panels:
+            draw_panel(axes, panel, results, top)
+            top += height(panel, results) + GAP
+        legend = f"{results.conditions}; bars are medians, lines go from the least to the most"
+        axes.text(2 * GAP, total - 18, legend, color=GREY, fontsize=12)
+        for text in axes.texts:
+            text.set_verticalalignment("center_baseline")
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format="png")
+    return Image.open(drawn)
+
+
 def draw(results: Results, folder: Path) -> None:
-    """Write the pictures to the folder, on white, so that dark pages show them too."""
-    with mpl.rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 10}):
-        for name, (height, picture) in PICTURES.items():
-            layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1)
-            figure = Figure(figsize=(WIDTH, height), layout=layout, facecolor="white")
-            picture(figure, results)
-            figure.supxlabel(results.conditions, fontsize=8, color=GREY, x=0.01, ha="left")
-            # Without its version a picture of the same figures stays the same.
-            figure.savefig(folder / name, dpi=150, metadata={"Software": None})
-
-
-def main() -> None:
-    """Draw the pictures of the last full run."""
-    draw(Results.read(), FILE.parent)
-
-
-if __name__ == "__main__":
-    main()
+    """Write the pictures to the folder."""
+    for name, panels in PICTURES.items():
+        save(picture(panels, results), folder / name, digest=results.digest)

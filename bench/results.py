@@ -1,5 +1,6 @@
 """What `make bench` measured: its file, and the tables made of it."""
 
+import hashlib
 import json
 import statistics
 from dataclasses import asdict, dataclass, field
@@ -8,11 +9,24 @@ from typing import NamedTuple, Self
 
 from testbed.terminal import REPOSITORY
 
-#: What the last full run wrote.
+#: What the pages show.
 FILE = REPOSITORY / "bench" / "results.json"
 
-#: Safety, and sharing the work, should cost no more than a tenth.
-NEARLY = 0.9
+
+class Goal(NamedTuple):
+    """How a variant should do beside another one.
+
+    Attributes:
+        variant: Whose value it is about.
+        times: How many times the other's value it should be, at the least.
+        of: The other variant.
+        most: Whether it should be so at the most instead.
+    """
+
+    variant: str
+    times: float
+    of: str
+    most: bool = False
 
 
 @dataclass(frozen=True)
@@ -22,53 +36,76 @@ class Measure:
     Attributes:
         title: What was done.
         unit: Of its values, such as "messages a second".
-        goals: For some variants, how many times the plain variant's value they should reach.
+        goals: How some variants should do.
+        beside: The measure whose values stand beside these in a table, in place of the ratios.
     """
 
     title: str
     unit: str
-    goals: dict[str, float] = field(default_factory=dict)
+    goals: tuple[Goal, ...] = ()
+    beside: str = ""
 
 
 MEASURES = {
     "connections": Measure("One message after the other", "messages a second"),
     "new_task": Measure(
-        "One task sent by a program of its own",
+        "One task, sent by a program of its own",
         "programs a second",
-        {"new_task.py, confirmed": NEARLY},
+        (Goal("new_task.py", 0.9, of="new_task_2.py, no confirm"),),
     ),
-    "sending": Measure("Sending from one open channel", "messages a second"),
-    "producers": Measure(
-        "Persistent and confirmed one by one, several producers", "messages a second"
+    "sending": Measure(
+        "Persistent tasks over one open channel",
+        "tasks a second",
+        (
+            Goal("recipes/publisher.py, confirmed", 8, of="confirmed one by one"),
+            Goal("recipes/publisher.py, confirmed", 0.8, of="confirmed, 100 in flight"),
+        ),
     ),
-    "queue_types": Measure("Persistent and confirmed one by one", "messages a second"),
-    "queue_types_in_flight": Measure(
-        "Persistent and confirmed, 100 in flight", "messages a second"
+    "persistence": Measure("Two producers, one durable queue", "messages a second"),
+    "latency": Measure("What you wait for", "ms, median", beside="latency_99"),
+    "latency_99": Measure("What you wait for", "ms, 99 of 100 take at most"),
+    "working": Measure(
+        "Tasks without any work",
+        "tasks a second",
+        (
+            Goal("worker.py", 0.8, of="worker_4.py, plain"),
+            Goal("worker.py", 1.1, of="pika's recipe, a thread a task"),
+        ),
     ),
-    "working": Measure("Tasks without work", "tasks a second", {"worker.py, prefetch 1": NEARLY}),
+    "prefetch": Measure("Tasks of a millisecond", "tasks a second"),
     "workers": Measure(
         "Tasks that wait for 50 ms each",
         "tasks a second",
-        {f"{number} workers": number * NEARLY for number in (2, 4, 8)},
+        tuple(Goal(f"{number} workers", 0.9 * number, of="1 worker") for number in (2, 4, 8)),
     ),
-    "dispatch": Measure("Four heavy and four light tasks in turn, two workers", "seconds for all"),
-    "memory": Measure("Memory of a consumer that waits", "megabytes"),
+    "memory": Measure(
+        "Memory of a consumer that waits",
+        "megabytes",
+        (
+            Goal("worker.py", 1.08, of="worker_4.py", most=True),
+            Goal("rpc_server.py", 1.08, of="rpc_server_1.py", most=True),
+        ),
+    ),
     "ready": Measure("From the start of a consumer until it waits", "seconds"),
-    "receivers": Measure("A fanout exchange with several receivers", "messages a second"),
-    "routing": Measure("A direct exchange with many bindings", "messages a second"),
-    "topics": Measure("A topic exchange with many bindings", "messages a second"),
+    "fanout": Measure("A fanout exchange, two producers", "copies a second, all receivers"),
+    "routing": Measure("Two producers, no binding matches", "messages a second"),
     "rpc_client": Measure(
-        "One call at a time, plain server",
+        "One call at a time, rpc_server_1.py",
         "calls a second",
-        {"FibonacciRpcClient": 1.0},
+        (Goal("FibonacciRpcClient", 0.95, of="the plainest client"),),
     ),
     "rpc_server": Measure(
-        "Requests in flight, FibonacciRpcClient", "answers a second", {"rpc_server.py": 1.0}
+        "500 requests in flight, FibonacciRpcClient",
+        "answers a second",
+        (Goal("rpc_server.py", 0.8, of="rpc_server_1.py, plain"),),
     ),
     "in_flight": Measure(
-        "FibonacciRpcClient and rpc_server.py", "answers a second", {"500 in flight": 1.5}
+        "FibonacciRpcClient and rpc_server.py",
+        "answers a second",
+        (Goal("500 in flight", 1.5, of="one call at a time"),),
     ),
-    "servers": Measure("Requests that take 50 ms each, all in flight", "answers a second"),
+    "queue_types": Measure("Persistent, confirmed one by one", "messages a second"),
+    "queue_types_in_flight": Measure("Persistent, confirmed, 100 in flight", "messages a second"),
 }
 
 
@@ -78,15 +115,6 @@ class Sample(NamedTuple):
     measure: str
     variant: str
     value: float
-
-
-class Task(NamedTuple):
-    """Which worker did a task, and from when to when, in seconds since the tasks were sent."""
-
-    worker: int
-    name: str
-    began: float
-    ended: float
 
 
 class Spread(NamedTuple):
@@ -107,86 +135,88 @@ class Results:
     """What a run measured.
 
     Attributes:
-        versions: Of the broker, of Python and of pika, by name.
+        versions: Of RabbitMQ, Erlang, Python and pika, by name.
         cores: How many the machine has.
         samples: By measure and variant, the values; those at the same place were measured in turn.
-        timelines: By variant of "dispatch", the tasks of the last round.
     """
 
     versions: dict[str, str]
     cores: int
     samples: dict[str, dict[str, list[float]]] = field(default_factory=dict)
-    timelines: dict[str, list[Task]] = field(default_factory=dict)
 
     @classmethod
     def read(cls, file: Path = FILE) -> Self:
         """Return what the file holds."""
-        results = cls(**json.loads(file.read_text(encoding="utf-8")))
-        for variant, tasks in results.timelines.items():
-            results.timelines[variant] = [Task(*task) for task in tasks]
-        return results
+        return cls(**json.loads(file.read_text(encoding="utf-8")))
+
+    def __str__(self) -> str:
+        return json.dumps(asdict(self), indent=1) + "\n"
+
+    @property
+    def digest(self) -> str:
+        """Their SHA-256 in hexadecimal digits, which each picture of them carries."""
+        return hashlib.sha256(str(self).encode()).hexdigest()
 
     def write(self, file: Path) -> None:
         """Write them to the file."""
-        file.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+        file.write_text(str(self), encoding="utf-8")
 
     def add(self, sample: Sample) -> None:
         """Add one value."""
         variants = self.samples.setdefault(sample.measure, {})
         variants.setdefault(sample.variant, []).append(float(f"{sample.value:.4g}"))
 
-    def values(self, measure: str) -> dict[str, Spread]:
-        """Return each variant's values, in the measure's unit."""
-        return {name: Spread.of(values) for name, values in self.samples[measure].items()}
+    def value(self, measure: str, variant: str) -> Spread:
+        """Return the variant's values, in the measure's unit."""
+        return Spread.of(self.samples[measure][variant])
 
-    def ratios(self, measure: str) -> dict[str, Spread]:
-        """Return how many times the plain variant's value each variant has, by those in turn."""
+    def ratio(self, measure: str, variant: str, of: str = "") -> Spread:
+        """Return how many times another variant's value it has, by those measured in turn.
+
+        The other one is the measure's first, unless it is named.
+        """
         variants = self.samples[measure]
-        plain = next(iter(variants.values()))
-        return {
-            name: Spread.of([one / other for one, other in zip(values, plain, strict=True)])
-            for name, values in variants.items()
-        }
+        other = variants[of or next(iter(variants))]
+        pairs = zip(variants[variant], other, strict=True)
+        return Spread.of([ours / others for ours, others in pairs])
 
     @property
     def conditions(self) -> str:
-        """One line that says what ran."""
-        versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
-        return f"Measured on one machine: {versions}, {self.cores} cores."
+        """What ran, such as "RabbitMQ 3.13.7, Erlang 26.2.5, Python 3.13.1, 2 cores"."""
+        versions = [f"{name} {version}" for name, version in self.versions.items()]
+        return ", ".join([*versions, f"{self.cores} cores"])
 
     def table(self, measure: str) -> str:
         """Return the measure as a table in Markdown."""
-        what = MEASURES[measure]
-        values, ratios = self.values(measure), self.ratios(measure)
-        plain = next(iter(values))
-        pairs = len(self.samples[measure][plain])
-        return "\n".join(
-            [
-                f"| {what.title} | {what.unit} | times the first (least to most of {pairs}) |",
-                "|---|--:|--:|",
-                *(
-                    f"| {name} | {shown(values[name].median)} |"
-                    f" {'1' if name == plain else _spread(ratio)} |"
-                    for name, ratio in ratios.items()
-                ),
-            ]
-        )
+        what, variants = MEASURES[measure], self.samples[measure]
+        plain, values = next(iter(variants.items()))
+        column = f"times the first (least to most of {len(values)})"
+        if what.beside:
+            column = MEASURES[what.beside].unit
+        lines = [f"| {what.title} | {what.unit} | {column} |", "|---|--:|--:|"]
+        for variant in variants:
+            if what.beside:
+                last = shown(self.value(what.beside, variant).median)
+            elif variant == plain:
+                last = "1"
+            else:
+                median, least, most = map(shown, self.ratio(measure, variant))
+                last = f"{median} ({least} to {most})"
+            lines.append(f"| {variant} | {shown(self.value(measure, variant).median)} | {last} |")
+        return "\n".join(lines)
 
     def goals(self, measure: str) -> list[str]:
         """Return one line for each goal of the measure: whether it was met."""
-        ratios = self.ratios(measure)
-        return [
-            f"Goal for {variant}: {goal:g}, {'met' if reached >= goal else 'missed'}."
-            for variant, goal in MEASURES[measure].goals.items()
-            if variant in ratios
-            # As it is shown.
-            for reached in [round(ratios[variant].median, 2)]
-        ]
-
-
-def _spread(spread: Spread) -> str:
-    median, least, most = map(shown, spread)
-    return f"{median} ({least} to {most})"
+        lines = []
+        for variant, times, other, most in MEASURES[measure].goals:
+            if {variant, other} <= set(self.samples[measure]):
+                reached = round(self.ratio(measure, variant, other).median, 2)  # as it is shown
+                met = reached <= times if most else reached >= times
+                lines.append(
+                    f"Goal: {variant}, {times:g} of {other} at the {'most' if most else 'least'}:"
+                    f" {reached:.2f}, {'met' if met else 'missed'}."
+                )
+        return lines
 
 
 def shown(value: float) -> str:

@@ -64,9 +64,17 @@ class Broker:
     @property
     def version(self) -> str:
         """The version that the broker states when a client connects, such as "3.13.7"."""
+        return self._stated("version")
+
+    @property
+    def erlang(self) -> str:
+        """The version of Erlang that it states too, such as "26.2.5"."""
+        return self._stated("platform").removeprefix("Erlang/OTP ")
+
+    def _stated(self, name: str) -> str:
         with pika.BlockingConnection(pika.URLParameters(self.url)) as connection:
             # BlockingConnection does not pass these on from the connection that it wraps.
-            return str(connection._impl.server_properties["version"])  # type: ignore[index]
+            return str(connection._impl.server_properties[name])  # type: ignore[index]
 
     def ready(self, queue: str) -> int:
         """Return how many messages of the queue wait for a consumer, as of now."""

@@ -34,8 +34,13 @@ def script_environment(url: str) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def into_file(file: Path, url: str, *command: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a script with its standard output in a file, as by `> file`, and kill it in the end."""
+def into_file(
+    file: Path, url: str, *command: str, merge: bool = False
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a script with its standard output in a file, as by `> file`, and kill it in the end.
+
+    With `merge` its errors go there too.
+    """
     with (
         file.open("wb") as output,
         subprocess.Popen(
@@ -44,6 +49,7 @@ def into_file(file: Path, url: str, *command: str) -> Iterator[subprocess.Popen[
             env=script_environment(url),
             stdin=subprocess.DEVNULL,
             stdout=output,
+            stderr=subprocess.STDOUT if merge else None,
         ) as process,
     ):
         try:

@@ -1,98 +1,160 @@
-"""`make bench` measures, and the README shows what its last full run did, and says no more."""
+"""`make bench` measures, and the pages show what its last full run did, and say no more."""
 
+import ast
 import re
 from collections import Counter
 from pathlib import Path
+
+import pytest
 
 from bench import measure as bench
 from bench.results import MEASURES, Results, Sample
 from testbed.broker import Broker
 from tests.test_readme import README
 from tools import readme
+from tools.pictures import carried
 
 ONCE = bench.Size(scale=0.05, rounds=1, seconds=0)
 FULL_RUN = Results.read()
+PAGE = bench.PAGE.read_text(encoding="utf-8")
+# What cog has to put where, of all that it puts into a page, and what stands there.
+MEASURED = re.compile(
+    r"\[\[\[cog cog\.(outl?)\(((?:bench|figure|share|rate|measured_on)\(.*?\))\) \]\]\] -->\n"
+    r"(.*?)(?=^[^\n]*\[\[\[end)",
+    re.DOTALL | re.MULTILINE,
+)
 
 
+@pytest.mark.timeout(180)
 def test_a_round_of_some_measures(broker: Broker, tmp_path: Path) -> None:
     told: list[Sample] = []
-    measures = (bench.new_task, bench.working, bench.dispatch)
+    measures = (bench.new_task, bench.tasks_at_rest, bench.working, bench.fanout)
     results = bench.measure(broker, ONCE, told.append, measures)
     assert Counter(sample.measure for sample in told) == {
-        "new_task": 4,
-        "working": 5,
-        "dispatch": 2,
+        "new_task": 6,
+        "latency": 2,
+        "latency_99": 2,
+        "working": 8,
+        "fanout": 3,
     }
     assert all(sample.value > 0 for sample in told)
-    blind, fair = results.timelines.values()
-    for tasks in (blind, fair):
-        assert sorted(task.name for task in tasks) == ["heavy"] * 4 + ["light"] * 4
-        assert all(0 < task.began < task.ended for task in tasks)
-    # Blindly, one worker got all the heavy tasks.
-    assert len({(task.worker, task.name) for task in blind}) == 2
-    assert len({(task.worker, task.name) for task in fair}) > 2
+    assert list(results.versions) == ["RabbitMQ", "Erlang", "Python", "pika"]
+    assert re.fullmatch(r"[\d.]+", results.versions["Erlang"])
     results.write(tmp_path / "results.json")
     assert Results.read(tmp_path / "results.json") == results
 
 
-def test_a_table_has_medians_and_the_spread_of_the_ratios() -> None:
-    results = Results({"RabbitMQ": "3.13.7"}, 4)
+def test_what_goes_over_the_wire_comes_to_the_queue(broker: Broker) -> None:
+    with broker.channel() as channel:
+        channel.queue_declare(queue="task_queue", durable=True)
+    bench.over_the_wire(broker, *[("publish", "300", "", "task_queue", "2")] * 2)
+    broker.wait_for_ready("task_queue", 600)
+    with broker.channel() as channel:
+        _, properties, body = channel.basic_get(queue="task_queue", auto_ack=True)
+    assert properties
+    assert properties.delivery_mode == 2
+    assert body == bytes(100)
+
+
+@pytest.fixture
+def results() -> Results:
+    results = Results({"RabbitMQ": "3.13.7", "Erlang": "26.2.5"}, 4)
     for plain, ours in ((100, 150), (200, 100), (1000, 1200)):
-        results.add(Sample("new_task", "plain", plain))
-        results.add(Sample("new_task", "new_task.py, confirmed", ours))
-    assert results.table("new_task").splitlines()[2:] == [
-        "| plain | 200 | 1 |",
-        "| new_task.py, confirmed | 150 | 1.20 (0.50 to 1.50) |",
+        results.add(Sample("working", "worker_4.py, plain", plain))
+        results.add(Sample("working", "worker.py", ours))
+    results.add(Sample("latency", "a confirm", 0.51))
+    results.add(Sample("latency_99", "a confirm", 4.2))
+    return results
+
+
+def test_a_table_has_medians_and_the_spread_of_the_ratios(results: Results) -> None:
+    assert results.table("working").splitlines()[2:] == [
+        "| worker_4.py, plain | 200 | 1 |",
+        "| worker.py | 150 | 1.20 (0.50 to 1.50) |",
     ]
-    assert results.goals("new_task") == ["Goal for new_task.py, confirmed: 0.9, met."]
-    assert results.conditions == "Measured on one machine: RabbitMQ 3.13.7, 4 cores."
+    assert results.table("latency").splitlines()[2:] == ["| a confirm | 0.51 | 4.20 |"]
+    assert results.conditions == "RabbitMQ 3.13.7, Erlang 26.2.5, 4 cores"
 
 
-def test_the_readme_shows_the_last_full_run() -> None:
+def test_a_goal_is_met_or_missed(results: Results) -> None:
+    assert [line.split(": ")[-1] for line in results.goals("working")] == ["1.20, met."]
+    for worker, least in (("worker_4.py", 20), ("worker.py", 22)):
+        results.add(Sample("memory", worker, least))
+    assert [line.split(": ")[-1] for line in results.goals("memory")] == ["1.10, missed."]
+
+
+def test_a_figure_in_a_sentence_is_short(results: Results, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Results, "read", lambda: results)
+    assert readme.figure("working", "worker.py") == "1.20"
+    assert readme.figure("working", "worker_4.py, plain", of="worker.py") == "0.83"
+    assert readme.share("working", "worker.py") == "120 %"
+    assert readme.share("working", "worker.py", by=100) == "1.20 %"
+    assert readme.rate("working", "worker.py") == "150 tasks a second"
+    results.add(Sample("memory", "worker_4.py", 24.8))
+    results.add(Sample("memory", "worker.py", 26.04))
+    assert readme.figure("memory", "worker.py") == "1.05"
+    assert readme.rate("memory", "worker.py") == "26 megabytes"
+    assert readme.rate("latency_99", "a confirm") == "4.2 ms"
+    assert readme.measured_on() == "RabbitMQ 3.13.7, Erlang 26.2.5, 4 cores."
+
+
+def test_the_pages_show_the_last_full_run() -> None:
+    blocks = MEASURED.findall(README + PAGE)
+    assert blocks
+    for out, call, text in blocks:
+        parsed = ast.parse(call, mode="eval").body
+        assert isinstance(parsed, ast.Call)
+        assert isinstance(parsed.func, ast.Name)
+        arguments = [ast.literal_eval(argument) for argument in parsed.args]
+        named = {str(one.arg): ast.literal_eval(one.value) for one in parsed.keywords}
+        current = getattr(readme, parsed.func.id)(*arguments, **named)
+        assert text == current + ("\n" if out == "outl" else ""), call
+
+
+def test_the_page_shows_all_that_a_full_run_measures() -> None:
     assert set(FULL_RUN.samples) == set(MEASURES)
     for variants in FULL_RUN.samples.values():
         assert min(map(len, variants.values())) >= bench.FULL.rounds
-    blocks = re.findall(
-        r"<!-- \[\[\[cog cog\.out\(bench\((.*?)\)\) \]\]\] -->\n(.*?)<!-- \[\[\[end",
-        README,
-        re.DOTALL,
-    )
-    shown = []
-    for names, text in blocks:
-        measures = re.findall(r'"(\w+)"', names)
-        shown += measures
-        assert text == readme.bench(*measures)
-    assert sorted(shown) == sorted(MEASURES)
+    named = {name for _, call, _ in MEASURED.findall(PAGE) for name in re.findall(r'"(\w+)"', call)}
+    beside = {what.beside for what in MEASURES.values()} - {""}
+    assert set(MEASURES) - beside <= named
 
 
-def test_what_the_readme_says_of_costs_holds_for_the_last_full_run() -> None:
-    median = {
-        measure: [spread.median for spread in FULL_RUN.values(measure).values()]
-        for measure in FULL_RUN.samples
-    }
-    a_program, a_connection, only_a_message = median["connections"]
-    assert 2 * a_program < a_connection < only_a_message / 2
-    plain, confirmed = median["new_task"]
-    assert confirmed > 0.8 * plain
-    _, persistent, one_by_one, in_flight = median["sending"]
-    assert one_by_one < persistent / 2
-    assert in_flight > 3 * one_by_one
-    plain, ours, *_, prefetch_100, auto_ack = median["working"]
-    assert 0.8 * plain < ours
-    assert plain < prefetch_100 < auto_ack
-    for measure in ("workers", "servers"):
-        ratios = FULL_RUN.ratios(measure)
-        assert all(ratio.median > 0.8 * int(name.split()[0]) for name, ratio in ratios.items())
-    blind, fair = median["dispatch"]
-    assert fair < 0.8 * blind
-    assert median["receivers"] == sorted(median["receivers"], reverse=True)
-    # With a hundred times as many bindings.
-    few, many = median["routing"]
-    assert many > few / 10
-    direct, *topic = median["topics"]
-    assert min(topic) > 0.7 * direct
-    for measure in ("rpc_client", "rpc_server"):
-        plain, ours = median[measure]
-        assert ours > 0.8 * plain
-    one_call, in_flight = median["in_flight"]
-    assert in_flight > one_call
+def test_the_pictures_are_of_the_last_full_run() -> None:
+    pictures = sorted(bench.PAGE.parent.glob("*.png"))
+    shown = re.findall(r"!\[([^\]]*)\]\(([^)]+)\)\n\n\*.+\*\n", PAGE)  # with a caption
+    assert sorted(name for _, name in shown) == [picture.name for picture in pictures]
+    assert [name for text, name in shown if len(text.split()) < 10] == []
+    old = [picture.name for picture in pictures if carried(picture, "digest") != FULL_RUN.digest]
+    assert old == [], "make bench RESULTS=bench/results.json draws them anew"
+
+
+def test_every_link_of_the_page_leads_somewhere() -> None:
+    links = re.findall(r"\]\(([^)]+)\)", PAGE)
+    assert links
+    assert [link for link in links if not (bench.PAGE.parent / link).is_file()] == []
+
+
+def test_what_the_page_says_in_words_holds_for_the_last_full_run() -> None:
+    def of(measure: str, variant: str, other: str = "") -> float:
+        return FULL_RUN.ratio(measure, variant, other).median
+
+    assert of("connections", "a connection a message") > 2
+    assert of("connections", "one channel for all", "a connection a message") > 2
+    assert of("sending", "confirmed one by one") < 0.5
+    assert of("sending", "confirmed, 100 in flight", "confirmed one by one") > 2
+    assert of("new_task", "new_task.py") > 0.8
+    assert of("persistence", "persistent messages") < 0.9
+    assert of("latency", "a confirm, message of 1 MB", "a confirm, message of 100 bytes") > 2
+    assert of("working", "worker.py", "pika's recipe, a thread a task") > 1
+    assert of("prefetch", "worker_4.py, prefetch count 10") > 1.1
+    for number in (2, 4, 8):
+        assert of("workers", f"{number} workers") > 0.7 * number
+    assert of("fanout", "8 receivers") < 8
+    for exchange in ("direct", "topic"):
+        assert of("routing", f"{exchange}, 1,000 bindings", f"{exchange}, 10 bindings") > 0.4
+    assert of("routing", "headers, 1,000 bindings", "headers, 10 bindings") < 0.2
+    assert of("rpc_client", "FibonacciRpcClient") > 0.8
+    assert of("rpc_server", "rpc_server.py") > 0.7
+    assert of("in_flight", "500 in flight") > 1.1
+    assert of("queue_types", "quorum queue, three nodes") < 0.9

@@ -11,7 +11,7 @@ import ast
 import difflib
 import re
 
-from bench.results import Results
+from bench.results import MEASURES, Results
 from testbed.terminal import REPOSITORY
 
 
@@ -48,7 +48,38 @@ def bench(*measures: str) -> str:
     """Return tables of what `make bench` measured (keys of MEASURES), and of what that ran on."""
     results = Results.read()
     tables = "".join(f"\n{results.table(measure)}\n" for measure in measures)
-    return f"{tables}\n*{results.conditions} Medians.*\n"
+    return f"{tables}\n*Medians. {results.conditions}.*\n"
+
+
+def figure(measure: str, variant: str, of: str = "") -> str:
+    """Return how many times the value of another variant one has, as "1.80".
+
+    The other is the measure's first, unless it is named. This and the next three are for the
+    middle of a sentence.
+    """
+    return _rounded(Results.read().ratio(measure, variant, of).median)
+
+
+def share(measure: str, variant: str, of: str = "", by: int = 1) -> str:
+    """Return the same as "82 %", divided by a number of things if it is about each of them."""
+    return f"{_rounded(100 * Results.read().ratio(measure, variant, of).median / by)} %"
+
+
+def rate(measure: str, variant: str) -> str:
+    """Return a variant's value with its unit, as "1,500 tasks a second"."""
+    unit = MEASURES[measure].unit.partition(",")[0]
+    return f"{_rounded(Results.read().value(measure, variant).median)} {unit}"
+
+
+def measured_on() -> str:
+    """Return the versions and the machine that all those are from."""
+    return f"{Results.read().conditions}."
+
+
+def _rounded(value: float) -> str:
+    # A first digit of 1 says little, so that a third one is kept behind it.
+    rounded = float(f"{value:.{3 if f'{value:e}'[0] == '1' else 2}g}")
+    return f"{rounded:,.{0 if rounded >= 10 else 1 if rounded >= 2 else 2}f}"
 
 
 def _fence(language: str, text: str) -> str:

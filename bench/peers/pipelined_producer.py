@@ -1,6 +1,6 @@
-"""Send persistent messages to "task_queue" with many of them waiting for a confirm, until killed.
+"""Send persistent tasks to "task_queue" with many of them waiting for a confirm, until killed.
 
-python bench/plain/pipelined_producer.py IN_FLIGHT
+python bench/peers/pipelined_producer.py IN_FLIGHT
 
 pika's BlockingConnection waits for each confirm, so this takes its connection with callbacks.
 """

@@ -1,6 +1,6 @@
-"""Send messages to "task_queue" from one open channel, one after the other, until killed.
+"""Send persistent tasks to "task_queue" from one open channel, one after the other, until killed.
 
-python bench/plain/producer.py [persistent] [confirmed]
+python bench/peers/producer.py [confirmed]
 """
 
 import os
@@ -8,7 +8,6 @@ import sys
 
 import pika
 
-mode = pika.DeliveryMode.Persistent if "persistent" in sys.argv else pika.DeliveryMode.Transient
 with pika.BlockingConnection(pika.URLParameters(os.environ["RABBITMQ_URL"])) as connection:
     channel = connection.channel()
     if "confirmed" in sys.argv:
@@ -19,5 +18,5 @@ with pika.BlockingConnection(pika.URLParameters(os.environ["RABBITMQ_URL"])) as 
             exchange="",
             routing_key="task_queue",
             body=b"task",
-            properties=pika.BasicProperties(delivery_mode=mode),
+            properties=pika.BasicProperties(delivery_mode=pika.DeliveryMode.Persistent),
         )
