@@ -48,10 +48,12 @@ BOTH = (signal.SIGINT, signal.SIGTERM)
 SIGNALS = pytest.mark.parametrize("number", BOTH)
 
 
-def at_work(variant: Variant, script: str, seconds: float) -> str:
-    """Return the path of a service that takes so long for a message, in what is not Python."""
+def at_work(script: str, seconds: float) -> tuple[str, str]:
+    """Return for a `variant` what makes a service say that it works, and take so long for it."""
+    # The main thread knows of its task a moment after the work has begun.
+    wait = "while not now.task: time.sleep(0.01)"
     say = f"print(' at work', flush=True); time.sleep({seconds})"
-    return variant(script, beginning(script, WORK_OF[script], say))
+    return beginning(script, WORK_OF[script], f"{wait}\n    {say}")
 
 
 def stop(terminal: Terminal, number: signal.Signals) -> None:
@@ -150,12 +152,10 @@ def test_a_service_at_work_finishes_its_task_and_takes_no_more(
     number: signal.Signals,
     prefetch_count: int,
 ) -> None:
-    working = beginning(WORKER, "work", "print(' at work', flush=True); time.sleep(1.5)")
-    serving = beginning(SERVER, "answer_to", "print(' at work', flush=True); time.sleep(1.5)")
     prefetching = ("prefetch_count=1", f"prefetch_count={prefetch_count}")
     services = {
-        script: run(variant(script, edit, prefetching)).expect_ready()
-        for script, edit in ((WORKER, working), (SERVER, serving))
+        script: run(variant(script, at_work(script, 1.5), prefetching)).expect_ready()
+        for script in SERVICES
     }
     for script, service in services.items():
         for _ in range(5):
@@ -175,7 +175,9 @@ def test_a_service_at_work_finishes_its_task_and_takes_no_more(
 def test_a_service_that_is_told_twice_ends_at_once(
     run: Run, broker: Broker, channel: BlockingChannel, variant: Variant, number: signal.Signals
 ) -> None:
-    services = {script: run(at_work(variant, script, 60)).expect_ready() for script in SERVICES}
+    services = {
+        script: run(variant(script, at_work(script, 60))).expect_ready() for script in SERVICES
+    }
     for script, service in services.items():
         publish(channel, script, b"1")
         service.expect("at work")
@@ -199,7 +201,7 @@ def test_a_service_that_has_lost_its_connection(
 ) -> None:
     with Network(broker.url) as network:
         services = {
-            script: run(at_work(variant, script, 1), url=network.url).expect_ready()
+            script: run(variant(script, at_work(script, 1)), url=network.url).expect_ready()
             for script in SERVICES
         }
         for script, service in services.items() if busy else ():
@@ -257,7 +259,7 @@ def test_as_process_1(broker: Broker, channel: BlockingChannel, variant: Variant
     with contextlib.ExitStack() as started:
         consumers = {}
         for script in CONSUMERS:
-            path = at_work(variant, script, 1) if script in SERVICES else script
+            path = variant(script, at_work(script, 1)) if script in SERVICES else script
             consumers[script] = started.enter_context(
                 as_process_1(broker.url, path, *command(script)[1:])
             )
