@@ -253,6 +253,7 @@ def test_an_alarm_holds_up_acknowledgements_on_a_connection_that_publishes(
             # Whatever else the publishing connection asks for waits as well.
             consuming.queue_declare(queue=QUEUE, passive=True)
             wait_until(lambda: own_broker.messages()[QUEUE] == 1, "one acknowledgement of two")
+            assert own_broker.ready(QUEUE) == 0  # so it is the one that is not acknowledged
         finally:
             own_broker.ctl("set_vm_memory_high_watermark", "0.4")
         wait_until(lambda: own_broker.ready(QUEUE) == 1, "the message that was held up")
