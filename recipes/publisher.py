@@ -90,7 +90,7 @@ class Publisher(contextlib.AbstractContextManager["Publisher"]):
         _ = memoryview(body), properties.encode()  # fails here if pika could not send it
         future = Future[None]()
         future.set_running_or_notify_cancel()
-        own = threading.current_thread() is self._thread  # in a callback: if it waited, for whom?
+        own = threading.current_thread() is self._thread  # which makes room, so it must not wait
         with self._changed:
             if not self._changed.wait_for(
                 lambda: own or self._closed or len(self._messages) < self._in_flight, timeout

@@ -115,7 +115,8 @@ class Worker:
             channel.connection.process_data_events(time_limit=0.5)
             if not channel.consumer_tags:
                 raise exceptions.ChannelWrongStateError("somebody has deleted the queue")
-        log.info(" [*] Finishing %d tasks", len(self.running))
+        if self.running:
+            log.info(" [*] Finishing %d tasks", len(self.running))
         channel.stop_consuming()
         while self.running:
             channel.connection.process_data_events(time_limit=1)

@@ -185,6 +185,7 @@ def shovel(own_broker: OwnBroker) -> Iterator[OwnBroker]:
     own_broker.ctl("eval", enable_only.format("Enabled -- [rabbitmq_shovel]"))
 
 
+@pytest.mark.timeout(180)  # rabbitmqctl takes its time on a busy machine
 @pytest.mark.claim("recipe-send-back")
 def test_a_person_sends_back_what_was_set_aside(
     start: Start, jobs: BlockingChannel, shovel: OwnBroker, tmp_path: Path
@@ -300,6 +301,7 @@ def test_a_worker_killed_between_two_tries_loses_nothing(
 
 
 @pytest.mark.claim("recipe-none-lost")
+@pytest.mark.timeout(180)  # RabbitMQ starts again in it
 def test_none_is_lost_through_kills_and_restarts(
     start: Start, own_broker: OwnBroker, tmp_path: Path
 ) -> None:
