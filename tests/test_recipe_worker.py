@@ -343,13 +343,16 @@ def test_none_is_lost_through_kills_and_restarts(
 def test_told_to_stop_it_finishes_what_it_has_and_takes_no_more(
     start: Start, jobs: BlockingChannel, broker: Broker, tmp_path: Path
 ) -> None:
-    go = tmp_path / "go"
+    go_first, go = tmp_path / "go_first", tmp_path / "go"
     worker = start("--parallel", "4").expect_ready()
-    send(jobs, *({"name": f"n{number}", "until": str(go)} for number in range(4)))
+    send(jobs, *({"name": f"n{n}", "until": str(go if n else go_first)} for n in range(4)))
     send(jobs, {"name": "later"})
     worker.expect("begin", times=4)
     worker.terminate()
     worker.expect("Finishing 4 tasks")
+    go_first.touch()
+    worker.expect("Done")  # so RabbitMQ would send it another one, if it wanted that
+    broker.wait_for_ready(QUEUE, 1)
     go.touch()
     assert worker.wait() == 0
     assert sorted(line for line in worker.out if "end" in line) == [f"end n{n}" for n in range(4)]
