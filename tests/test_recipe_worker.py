@@ -442,8 +442,9 @@ def test_a_connection_lost_during_tasks(
     worker.expect("maintenance").expect("Trying again in 1 s").expect("[*] Waiting", times=2)
     with own_broker.channel() as channel:
         send(channel, {"name": "third"})
-    # Both are still at work, so a third has no thread to run in.
-    worker.expect("Received", times=3)
+    # Both are still at work, and come again, so a third has no thread to run in.
+    worker.expect("Received", times=4)
+    own_broker.wait_for_ready(QUEUE, 1)
     assert times(worker, "third") == []
     go.touch()
     worker.expect("end third").expect("end n0", times=2).expect("end n1", times=2)
