@@ -64,13 +64,13 @@ def sender(task: str, *error: str) -> Ended:
     return Ended((NEW_TASK, task), 1 if error else 0, out, list(error))
 
 
-STOPPING = " [*] Stopping after the task at hand."
+FINISHING = " [*] Finishing this task first."
 
 
 def worker(*tasks: str) -> Ended:
     """Return a worker that did these tasks, and was told to stop in the last one."""
     lines = [line for task in tasks for line in (f" [x] Received {task!r}", " [x] Done")]
-    lines = [" [*] Waiting for tasks", *lines[:-1], STOPPING, *lines[-1:]]
+    lines = [" [*] Waiting for tasks", *lines[:-1], FINISHING, *lines[-1:]]
     return Ended((WORKER,), 0, lines, told=True)
 
 
@@ -174,7 +174,16 @@ def test_what_may_happen_is_not_wrong() -> None:
             ),
             (
                 f"{WORKER} was told to stop, and dropped its task:"
-                f" [\" [x] Received '1'\", '{STOPPING}']"
+                f" [\" [x] Received '1'\", '{FINISHING}']"
+            ),
+        ),
+        (  # and did not even say that it would finish it
+            replace(
+                RIGHT, workers=[*RIGHT.workers, replace(worker("1"), out=worker("1").out[:-2])]
+            ),
+            (
+                f"{WORKER} was told to stop, and dropped its task:"
+                " [' [*] Waiting for tasks', \" [x] Received '1'\"]"
             ),
         ),
         (
@@ -212,8 +221,7 @@ def test_which_tasks_workers_were_told_to_stop_in() -> None:
         (1, "first", " [x] Received 'one'"),
         (2, "second", " [x] Received 'two'"),
         (3, "second", " [x] Done"),
-        (4, "first", STOPPING),
-        (5, "second", STOPPING),  # it is idle
+        (4, "first", FINISHING),
         (6, "first", " [x] Done"),
     ]
     assert faults.stopped_in(printed, kills=[]) == {"'one'": 0}

@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
+import pytest
+
 from testbed.terminal import REPOSITORY
 from tools.mutants import Verdict, copy, files_for, judge, listed
+from tools.mutants_plugin import CAUGHT, IN_PROCESS
 
 # A suite in which only the last test looks at what a script does.
 CONFTEST = """
@@ -57,6 +60,7 @@ def test_what_runs_first() -> None:
     )
 
 
+@pytest.mark.timeout(180)  # it runs pytest three times
 def test_only_a_test_that_ran_a_script_and_failed_counts(tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     copy(REPOSITORY, tree)
@@ -65,5 +69,9 @@ def test_only_a_test_that_ran_a_script_and_failed_counts(tmp_path: Path) -> None
     some.write_text(TESTS)
     verdict = judge(tree, "local", ["tests/test_some.py::test_that_cannot_begin"])
     assert (verdict.test, verdict.reason[:14]) == (None, "no test failed")
+    (tree / "tests" / IN_PROCESS).write_text("def test_in_its_own_process(): assert 1 == 2, 'it'")
+    verdict = judge(tree, "local", [f"tests/{IN_PROCESS}"])
+    assert verdict.test == f"tests/{IN_PROCESS}::test_in_its_own_process"
+    (tree / CAUGHT).unlink()
     verdict = judge(tree, "local", ["tests/test_some.py"])
     assert verdict == Verdict("tests/test_some.py::test_that_fails", "AssertionError: caught")

@@ -184,7 +184,7 @@ def rpc(stage: Stage) -> None:
     stage.tell("Slow? A second server takes its share:")
     servers.append(stage.type(2, "part_6/rpc_server.py").expect_ready())
     stage.type_and_wait(3, "part_6/rpc_client.py", "7", "8")
-    stage.tell("A server, too, finishes what it has when it is told to stop:")
+    stage.tell("Ctrl+C ends a server as it ends a worker. These have nothing to finish:")
     stage.ctrl_c(*servers)
 
 

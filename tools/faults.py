@@ -62,7 +62,7 @@ STOP_LIMIT_S = 15
 ATTEMPTS = 5
 
 # The lines by which a worker's or a server's state is known.
-WAITING, STOPPING, DONE = " [*] Waiting for ", " [*] Stopping after ", " [x] Done"
+WAITING, FINISHING, DONE = " [*] Waiting for ", " [*] Finishing this ", " [x] Done"
 
 Command = tuple[str, ...]
 
@@ -222,8 +222,9 @@ def wrong_with_consumer(ended: Ended) -> Iterator[str]:
             yield f"{ended.command[0]} said on stderr: {unclear}"
         # What it had begun before it lost a connection came again, to itself or to another.
         on_last_connection = "\n".join(ended.out).rpartition(WAITING)[2]
-        _, stopping, after = on_last_connection.partition(STOPPING)
-        if stopping and on_last_connection.count(RECEIVED) > on_last_connection.count(DONE):
+        _, finishing, after = on_last_connection.partition(FINISHING)
+        dropped = on_last_connection.count(RECEIVED) > on_last_connection.count(DONE)
+        if ended.told and dropped and (finishing or not ended.error):
             yield f"{ended.command[0]} was told to stop, and dropped its task: {ended.out[-2:]}"
         if after.count(DONE) > 1:
             yield f"{ended.command[0]} was told to stop, and took more: {after.splitlines()[1:]}"
@@ -241,7 +242,7 @@ def stopped_in(
     came_again = {}
     for told, worker, line in printed:
         own = [(when, line) for when, who, line in printed if who is worker]
-        if STOPPING in line and any(DONE in line for when, line in own if when > told):
+        if FINISHING in line and any(DONE in line for when, line in own if when > told):
             begun, task = [(when, line) for when, line in own if line.startswith(RECEIVED)][-1]
             until = min((kill for kill in kills if kill > begun), default=math.inf)
             came_again[task.removeprefix(RECEIVED)] = sum(

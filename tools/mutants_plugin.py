@@ -14,14 +14,18 @@ from testbed.terminal import replaced
 #: Where the test that failed, and why, is written to: two lines.
 CAUGHT = Path("caught.txt")
 
+#: The tests that run scripts in their own process, without a broker.
+IN_PROCESS = "test_any_input.py"
+
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out the tests that run no script; in each file have those that stop a broker last."""
     fixtures = {item: getattr(item, "fixturenames", ()) for item in items}
     files = list(dict.fromkeys(item.path for item in items))
-    # A test that runs a script has the broker for it.
-    config.hook.pytest_deselected(items=[item for item in items if "broker" not in fixtures[item]])
-    items[:] = [item for item in items if "broker" in fixtures[item]]
+    # Any other test that runs a script has the broker for it.
+    counting = [i for i in items if "broker" in fixtures[i] or i.path.name == IN_PROCESS]
+    config.hook.pytest_deselected(items=[item for item in items if item not in counting])
+    items[:] = counting
     items.sort(key=lambda item: (files.index(item.path), "own_broker" in fixtures[item]))
 
 
