@@ -23,11 +23,11 @@ QUEUE = "hello"
 
 
 def send(parameters: pika.URLParameters, message: str) -> None:
-    """Send the message to the queue."""
+    """Give the message to RabbitMQ, for the queue."""
     with pika.BlockingConnection(parameters) as connection, connection.channel() as channel:
         channel.queue_declare(queue=QUEUE)
         channel.basic_publish(exchange="", routing_key=QUEUE, body=message.encode())
-    # Both were closed without an error, so RabbitMQ has read the message.
+    # RabbitMQ has answered our goodbye, so it has read the message that came before.
     print(f" [x] Sent {message!r}")
 
 

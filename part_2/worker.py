@@ -30,8 +30,8 @@ RABBITMQ_URL = os.environ.get("RABBITMQ_URL") or "amqp://guest:guest@localhost:5
 QUEUE = "task_queue"
 
 thread = ThreadPoolExecutor(max_workers=1)  # for the work; the main thread has the connection
-now = SimpleNamespace(connected=False, stopping=False, task=None)  # for `stop` to look at
-LOST = (
+now = SimpleNamespace(connected=False, stopping=False, task=None)  # what `stop` has to know
+LOST = (  # what means that we cannot connect, or have lost the connection or channel
     *(AMQPConnectionError, AMQPConnectorException, ChannelWrongStateError),  # raised by pika
     *(socket.gaierror, ssl.SSLError, ConnectionResetError),  # raised by what is below pika
 )
@@ -92,7 +92,7 @@ def serve(parameters: pika.URLParameters) -> None:
             now.connected = False
             pause = 1 if time.monotonic() > since + 60 else min(2 * pause or 1, 10)
             print(f" [!] Connection lost: {error!r}. Trying again in {pause} s", file=sys.stderr)
-            thread.submit(time.sleep, pause).result()  # after the task, which cannot be ended
+            thread.submit(time.sleep, pause).result()  # behind the work, if it still runs
 
 
 def stop(number: int, _: object) -> None:

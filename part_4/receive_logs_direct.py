@@ -42,8 +42,8 @@ def receive(parameters: pika.URLParameters, severities: list[str]) -> None:
             channel.queue_bind(queue=queue, exchange=EXCHANGE, routing_key=severity)
         channel.basic_consume(queue=queue, on_message_callback=on_message, auto_ack=True)
         print(" [*] Waiting for logs. To exit press CTRL+C")
-        channel.start_consuming()  # returns only if RabbitMQ cancels it: the queue was deleted
-        raise pika.exceptions.ConsumerCancelled
+        channel.start_consuming()  # until the connection ends
+        raise pika.exceptions.ConsumerCancelled  # or until somebody deletes the queue
 
 
 # The rest is the command line: the same in all twelve scripts, but for arguments and one call.

@@ -27,7 +27,7 @@ def emit(parameters: pika.URLParameters, routing_key: str, message: str) -> None
     with pika.BlockingConnection(parameters) as connection, connection.channel() as channel:
         channel.exchange_declare(exchange=EXCHANGE, exchange_type="topic")
         channel.basic_publish(exchange=EXCHANGE, routing_key=routing_key, body=message.encode())
-    # Both were closed without an error, so RabbitMQ has read the message.
+    # RabbitMQ has answered our goodbye, so it has read the message that came before.
     print(f" [x] Sent {routing_key}:{message!r}")
 
 

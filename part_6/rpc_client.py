@@ -40,7 +40,8 @@ class FibonacciRpcClient:
 
     Use it in the thread and the process that made it, in a `with` statement. A call may raise
     RpcError, TimeoutError, and pika's AMQPError. After an AMQPError, the next call connects anew.
-    So call again after a long pause: RabbitMQ closes a connection that sends no heartbeats.
+    RabbitMQ closes a connection that sends no heartbeats. So after a long pause the first call
+    may fail with an AMQPError. Then call again.
     """
 
     def __init__(self, parameters: pika.URLParameters) -> None:
@@ -64,9 +65,8 @@ class FibonacciRpcClient:
 
     def __exit__(self, *_: object) -> None:
         with contextlib.suppress(RpcError, AMQPError, OSError):
-            if (
-                self.channel.is_open
-            ):  # ask ourselves: pika would wait for ever for a silent RabbitMQ
+            # pika's close waits for RabbitMQ, however long it is silent. So first ask ourselves.
+            if self.channel.is_open:
                 self.result(self.request(0, timeout=1, queue=self.callback_queue))
             self.connection.close()
 
@@ -113,7 +113,7 @@ class FibonacciRpcClient:
         finally:
             del self.requests[correlation_id]  # an answer that comes later is ignored
         number = answer.result()
-        if not number.isdigit() or len(number) > 4300:  # Python reads no longer number
+        if not number.isdigit() or len(number) > 4300:  # int() refuses more digits
             raise RpcError(f"the answer is no number: {number[:20]!r}")
         return int(number)
 

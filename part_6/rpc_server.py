@@ -36,8 +36,8 @@ QUEUE = "rpc_queue"
 LIMIT = 20_000
 
 thread = ThreadPoolExecutor(max_workers=1)  # for the work; the main thread has the connection
-now = SimpleNamespace(connected=False, stopping=False, task=None)  # for `stop` to look at
-LOST = (
+now = SimpleNamespace(connected=False, stopping=False, task=None)  # what `stop` has to know
+LOST = (  # what means that we cannot connect, or have lost the connection or channel
     *(AMQPConnectionError, AMQPConnectorException, ChannelWrongStateError),  # raised by pika
     *(socket.gaierror, ssl.SSLError, ConnectionResetError),  # raised by what is below pika
 )
@@ -116,7 +116,7 @@ def serve(parameters: pika.URLParameters) -> None:
             now.connected = False
             pause = 1 if time.monotonic() > since + 60 else min(2 * pause or 1, 10)
             print(f" [!] Connection lost: {error!r}. Trying again in {pause} s", file=sys.stderr)
-            thread.submit(time.sleep, pause).result()  # after the request, which cannot be ended
+            thread.submit(time.sleep, pause).result()  # behind the work, if it still runs
 
 
 def stop(number: int, _: object) -> None:
