@@ -22,7 +22,7 @@ from types import SimpleNamespace
 import pika
 from pika.adapters.blocking_connection import BlockingChannel
 from pika.adapters.utils.connection_workflow import AMQPConnectorException
-from pika.exceptions import AMQPConnectionError, ChannelWrongStateError
+from pika.exceptions import AMQPError, ChannelWrongStateError
 from pika.spec import Basic, BasicProperties
 from pika.tcp_socket_opts import set_sock_opts
 
@@ -30,11 +30,9 @@ RABBITMQ_URL = os.environ.get("RABBITMQ_URL") or "amqp://guest:guest@localhost:5
 QUEUE = "task_queue"
 
 thread = ThreadPoolExecutor(max_workers=1)  # for the work; the main thread has the connection
-now = SimpleNamespace(connected=False, stopping=False, task=None)  # what `stop` has to know
-LOST = (  # what means that we cannot connect, or have lost the connection or channel
-    *(AMQPConnectionError, AMQPConnectorException, ChannelWrongStateError),  # raised by pika
-    *(socket.gaierror, ssl.SSLError, ConnectionResetError),  # raised by what is below pika
-)
+now = SimpleNamespace(connected=False, served=False, stopping=False, working=False)
+# What pika raises if it cannot connect, or if the connection or the channel is lost.
+LOST = (AMQPError, AMQPConnectorException, ConnectionResetError, socket.gaierror, ssl.SSLError)
 
 
 def work(task: bytes) -> None:
@@ -48,8 +46,9 @@ def on_message(
     """Do one task, and acknowledge it once it is done."""
     if now.stopping:
         return  # not acknowledged, so RabbitMQ gives it to another worker
+    now.working = True
     print(f" [x] Received {body.decode(errors='replace')!r}")
-    task = now.task = thread.submit(work, body)
+    task = thread.submit(work, body)
     while True:
         try:
             error = task.exception(timeout=1)
@@ -58,9 +57,10 @@ def on_message(
             channel.connection.process_data_events()  # sends heartbeats: busy, but alive
     if error:
         raise RuntimeError("the task failed") from error
-    # If your work has a result to publish, publish task.result() here, and never in `work`.
+    # If your work has a result to send on, publish task.result() here, and never in `work`.
     print(" [x] Done")
     channel.basic_ack(delivery_tag=method.delivery_tag)
+    now.working = False
 
 
 def consume(connection: pika.BlockingConnection) -> None:
@@ -70,6 +70,7 @@ def consume(connection: pika.BlockingConnection) -> None:
     channel.basic_qos(prefetch_count=1)  # no next task before this one is acknowledged
     channel.basic_consume(queue=QUEUE, on_message_callback=on_message)
     print(" [*] Waiting for tasks. To exit press CTRL+C")
+    now.served = True
     while not now.stopping:
         connection.process_data_events(time_limit=1)
         if not channel.consumer_tags:
@@ -80,19 +81,21 @@ def serve(parameters: pika.URLParameters) -> None:
     """Consume, and connect again after a growing pause whenever the connection is lost."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
-    pause = 0
+    pause = 1
     while not now.stopping:
+        began = time.monotonic()
         try:
             with pika.BlockingConnection(parameters) as connection:
-                now.connected, since = True, time.monotonic()
+                now.connected = True
                 consume(connection)
         except LOST as error:
-            if now.stopping or not (now.connected or pause):
-                raise  # the first connection of all: the address may be wrong
-            now.connected = False
-            pause = 1 if time.monotonic() > since + 60 else min(2 * pause or 1, 10)
+            now.connected = now.working = False
+            if now.stopping or not now.served:
+                raise  # it never worked: the address may be wrong, or the login
+            pause = 1 if time.monotonic() > began + 60 else pause
             print(f" [!] Connection lost: {error!r}. Trying again in {pause} s", file=sys.stderr)
             thread.submit(time.sleep, pause).result()  # behind the work, if it still runs
+            pause = min(2 * pause, 10)
 
 
 def stop(number: int, _: object) -> None:
@@ -101,7 +104,7 @@ def stop(number: int, _: object) -> None:
         os._exit(128 + number if now.stopping else 0)
     now.stopping = True
     with contextlib.suppress(OSError):
-        if now.task and not now.task.done():
+        if now.working:
             os.write(1, b" [*] Finishing this task first. To end at once press CTRL+C again\n")
 
 

@@ -114,7 +114,8 @@ class Worker:
         while not self.stopping:
             channel.connection.process_data_events(time_limit=0.5)
             if not channel.consumer_tags:
-                raise exceptions.ChannelWrongStateError("somebody has deleted the queue")
+                why = "the queue was deleted, or RabbitMQ closed the channel"
+                raise exceptions.ChannelWrongStateError(why)
         if self.running:
             log.info(" [*] Finishing %d tasks", len(self.running))
         channel.stop_consuming()

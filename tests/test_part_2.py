@@ -411,9 +411,11 @@ def test_a_task_may_take_longer_than_the_heartbeat(
         worker.expect("Done")
         assert worker.messages == [f"Received '{task}'", "Done"]
         assert worker.error == []
-    # Both acknowledgements have arrived.
+    # Both acknowledgements have arrived, and neither task was done by the other worker.
     managed_broker.wait_for_acknowledgements(QUEUE)
-    for worker in workers:
+    for worker, task in zip(workers, tasks, strict=True):
+        assert worker.messages == [f"Received '{task}'", "Done"]
+        assert worker.error == []
         worker.kill()
     assert managed_broker.ready(QUEUE) == 0
 

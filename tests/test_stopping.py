@@ -50,10 +50,8 @@ SIGNALS = pytest.mark.parametrize("number", BOTH)
 
 def at_work(script: str, seconds: float) -> tuple[str, str]:
     """Return for a `variant` what makes a service say that it works, and take so long for it."""
-    # The main thread knows of its task a moment after the work has begun.
-    wait = "while not now.task: time.sleep(0.01)"
     say = f"print(' at work', flush=True); time.sleep({seconds})"
-    return beginning(script, WORK_OF[script], f"{wait}\n    {say}")
+    return beginning(script, WORK_OF[script], say)
 
 
 def stop(terminal: Terminal, number: signal.Signals) -> None:
