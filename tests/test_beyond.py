@@ -110,7 +110,7 @@ SET_ASIDE = """\
 def test_a_rejected_task_is_discarded_or_kept_in_a_queue_for_it(
     run: Run, own_broker: OwnBroker, channel: BlockingChannel, variant: Variant
 ) -> None:
-    (set_policy,) = readme_commands("failed_tasks")
+    set_policy, clear_policy, _ = readme_commands("failed_tasks")
     worker = run(variant(WORKER, NUMBERS_ONLY, (FAILED, SET_ASIDE + FAILED))).expect_ready()
     send(channel, "poison 1", "1")
     worker.expect("Set aside").expect("Done")
@@ -126,7 +126,7 @@ def test_a_rejected_task_is_discarded_or_kept_in_a_queue_for_it(
         assert [death["reason"] for death in kept.headers["x-death"]] == ["rejected"]
     finally:
         channel.queue_delete(queue="failed_tasks")
-        own_broker.ctl("clear_policy", "failed_tasks")
+        own_broker.ctl(*clear_policy)
     # Neither came again.
     assert received(worker) == ["poison 1", "1", "poison 2", "2"]
     own_broker.wait_for_acknowledgements(QUEUE)
