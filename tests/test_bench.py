@@ -139,6 +139,14 @@ def test_what_the_page_says_in_words_holds_for_the_last_full_run() -> None:
     def of(measure: str, variant: str, other: str = "") -> float:
         return FULL_RUN.ratio(measure, variant, other).median
 
+    def rate(measure: str, variant: str) -> float:
+        return FULL_RUN.value(measure, variant).median
+
+    # What is said to be the limit of pika, and what is said to be that of RabbitMQ.
+    pika = rate("sending", "not confirmed")
+    assert rate("persistence", "persistent messages") > pika
+    for variant in list(FULL_RUN.samples["routing"])[:-1]:
+        assert rate("routing", variant) > 2 * pika
     assert of("connections", "a connection a message") > 2
     assert of("connections", "one channel for all", "a connection a message") > 2
     assert of("sending", "confirmed one by one") < 0.5

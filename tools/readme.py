@@ -45,10 +45,9 @@ def _without_docstrings(source: str) -> str:
 
 
 def bench(*measures: str) -> str:
-    """Return tables of what `make bench` measured (keys of MEASURES), and of what that ran on."""
+    """Return tables of what `make bench` measured (keys of MEASURES)."""
     results = Results.read()
-    tables = "".join(f"\n{results.table(measure)}\n" for measure in measures)
-    return f"{tables}\n*Medians. {results.conditions}.*\n"
+    return "".join(f"\n{results.table(measure)}\n" for measure in measures) + "\n"
 
 
 def figure(measure: str, variant: str, of: str = "") -> str:
@@ -72,7 +71,7 @@ def rate(measure: str, variant: str) -> str:
 
 
 def measured_on() -> str:
-    """Return the versions and the machine that all those are from."""
+    """Return the versions and the cores that all those are from, as the end of a sentence."""
     return f"{Results.read().conditions}."
 
 
