@@ -47,6 +47,7 @@ from testbed.programs import (
 from testbed.running import parser_with_broker, running, running_by_hand
 from testbed.terminal import REPOSITORY, into_file, replaced, script_environment
 from testbed.waiting import wait_until
+from tools.readme import measured_anew
 
 # The steps of the lessons that do what the script does, and no more.
 PLAIN_WORKER, PLAIN_SERVER = "part_2/steps/worker_4.py", "part_6/steps/rpc_server_1.py"
@@ -57,6 +58,8 @@ WIRE = "bench/peers/wire.py"
 #: From how many threads the client of the recipes is called.
 THREADS = 50
 PAGE = FILE.with_name("README.md")
+#: All that show what was measured.
+PAGES = (PAGE, REPOSITORY / "README.md")
 
 # Other work for the workers.
 SLEEP = 'time.sleep(task.count(b"."))'
@@ -613,8 +616,9 @@ def main() -> None:
     results.write(file)
     draw(results, file.parent)
     if not quick:
-        generate = [sys.executable, "-m", "cogapp", "-r", "-I", ".", str(PAGE)]
-        subprocess.run(generate, cwd=REPOSITORY, check=True)
+        for page in PAGES:
+            text = measured_anew(page.read_text(encoding="utf-8"))
+            page.write_text(text, encoding="utf-8")
     print(f"Written to {file.parent.relative_to(REPOSITORY)}/, with pictures.")
 
 

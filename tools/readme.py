@@ -45,10 +45,9 @@ def _without_docstrings(source: str) -> str:
 
 
 def bench(*measures: str) -> str:
-    """Return tables of what `make bench` measured (keys of MEASURES), and of what that ran on."""
+    """Return tables of what `make bench` measured (keys of MEASURES)."""
     results = Results.read()
-    tables = "".join(f"\n{results.table(measure)}\n" for measure in measures)
-    return f"{tables}\n*Medians. {results.conditions}.*\n"
+    return "".join(f"\n{results.table(measure)}\n" for measure in measures) + "\n"
 
 
 def figure(measure: str, variant: str, of: str = "") -> str:
@@ -72,8 +71,37 @@ def rate(measure: str, variant: str) -> str:
 
 
 def measured_on() -> str:
-    """Return the versions and the machine that all those are from."""
+    """Return the versions and the cores that all those are from, as the end of a sentence."""
     return f"{Results.read().conditions}."
+
+
+# What cog has to put where, of all that it puts into a page, and what stands there.
+_MEASURED = re.compile(
+    r"(?<=cog cog\.)(outl?)\(((?:bench|figure|share|rate|measured_on)\(.*?\))\) \]\]\] -->\n"
+    r"(.*?)(?=^[^\n]*\[\[\[end)",
+    re.DOTALL | re.MULTILINE,
+)
+
+
+def measured_calls(page: str) -> list[str]:
+    """Return the calls of the above in the text of a page."""
+    return [call for _, call, _ in _MEASURED.findall(page)]
+
+
+def measured_anew(page: str) -> str:
+    """Return the text of a page with all that was measured put in again, and nothing else run."""
+
+    def again(match: re.Match[str]) -> str:
+        call = ast.parse(match[2], mode="eval").body
+        assert isinstance(call, ast.Call)
+        assert isinstance(call.func, ast.Name)
+        arguments = [ast.literal_eval(argument) for argument in call.args]
+        named = {str(one.arg): ast.literal_eval(one.value) for one in call.keywords}
+        text: str = globals()[call.func.id](*arguments, **named)
+        marker = match[0].removesuffix(match[3])
+        return marker + text + ("\n" if match[1] == "outl" else "")
+
+    return _MEASURED.sub(again, page)
 
 
 def _rounded(value: float) -> str:
