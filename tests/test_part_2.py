@@ -74,6 +74,11 @@ def seconds_for_three_tasks(
     return took
 
 
+def test_the_words_of_a_command_line_are_one_task(run: Run, channel: BlockingChannel) -> None:
+    assert run(NEW_TASK, "two", "words").wait() == 0
+    assert channel.basic_get(queue=QUEUE, auto_ack=True)[2] == b"two words"
+
+
 @pytest.mark.claim("II-parallel")
 def test_more_workers_clear_a_backlog_faster(
     run: Run, managed_broker: Broker, channel: BlockingChannel
