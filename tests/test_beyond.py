@@ -226,7 +226,7 @@ def test_a_message_that_is_too_large_is_refused(own_broker: OwnBroker) -> None:
             channel.queue_declare(queue=QUEUE, durable=True)
             channel.confirm_delivery()
             channel.basic_publish(exchange="", routing_key=QUEUE, body=bytes(1000))
-            words = "PRECONDITION_FAILED - message size 1001 is larger than configured max size 1000"
+            words = "PRECONDITION_FAILED - message size 1001 is larger than .* max size 1000"
             with pytest.raises(ChannelClosedByBroker, match=words) as caught:
                 channel.basic_publish(exchange="", routing_key=QUEUE, body=bytes(1001))
             assert caught.value.reply_code == 406
