@@ -10,15 +10,12 @@ Run it: python part_2/new_task.py A task of three seconds...
 import os
 import re
 import signal
-import socket
 import sys
 from argparse import ArgumentParser, RawTextHelpFormatter
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 import pika
 from pika.adapters.utils.connection_workflow import AMQPConnectorException
-from pika.exceptions import AMQPChannelError, NackError
-from pika.tcp_socket_opts import set_sock_opts
 
 RABBITMQ_URL = os.environ.get("RABBITMQ_URL") or "amqp://guest:guest@localhost:5672/%2F"
 QUEUE = "task_queue"
@@ -48,10 +45,8 @@ def send(parameters: pika.URLParameters, task: str) -> None:
         confirmed.result(timeout=max(30, 1 + (parameters.blocked_connection_timeout or 0)))
     except TimeoutError:
         raise TimeoutError("no confirm in time: the task may have been sent or not") from None
-    except NackError:
-        raise AMQPChannelError(
-            "RabbitMQ rejected the task: its queue is full, or cannot be reached"
-        ) from None
+    except pika.exceptions.NackError:
+        raise pika.exceptions.AMQPChannelError("RabbitMQ rejected it: is the queue full?") from None
     print(f" [x] Sent {task!r}")
 
 
@@ -66,10 +61,8 @@ def main() -> None:
     sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
     try:  # pika takes localhost if there is no host, and its options may raise anything
         [_] = re.findall(rb"^amqps?://(?:[^/?#]*@)?+[\w.[][!-~]*$", RABBITMQ_URL.encode("ascii"))
-        parameters = pika.URLParameters(RABBITMQ_URL)
-        parameters.host.encode("idna")
-        with socket.socket() as trial:
-            set_sock_opts(parameters.tcp_options, trial)
+        (parameters := pika.URLParameters(RABBITMQ_URL)).host.encode("idna")
+        _ = [range(2**31)[option] for option in (parameters.tcp_options or {}).values()]
     except Exception:
         sys.exit(" [!] RABBITMQ_URL is no address. Write amqp://user:password@host:5672/%2F")
     parameters.blocked_connection_timeout = parameters.blocked_connection_timeout or 30  # seconds

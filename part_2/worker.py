@@ -7,32 +7,24 @@
 Run it: python part_2/worker.py
 """
 
-import contextlib
 import os
 import re
 import signal
-import socket
-import ssl
 import sys
 import time
-from argparse import ArgumentParser, RawTextHelpFormatter
-from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
+from argparse import ArgumentParser, Namespace, RawTextHelpFormatter
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import pika
 from pika.adapters.blocking_connection import BlockingChannel
 from pika.adapters.utils.connection_workflow import AMQPConnectorException
-from pika.exceptions import AMQPError, ChannelWrongStateError
 from pika.spec import Basic, BasicProperties
-from pika.tcp_socket_opts import set_sock_opts
 
 RABBITMQ_URL = os.environ.get("RABBITMQ_URL") or "amqp://guest:guest@localhost:5672/%2F"
 QUEUE = "task_queue"
 
 thread = ThreadPoolExecutor(max_workers=1)  # for the work; the main thread has the connection
-now = SimpleNamespace(connected=False, served=False, stopping=False, working=False)
-# What pika raises if it cannot connect, or if the connection or the channel is lost.
-LOST = (AMQPError, AMQPConnectorException, ConnectionResetError, socket.gaierror, ssl.SSLError)
+now = Namespace(ready=None, busy=False, stopping=False)
 
 
 def work(task: bytes) -> None:
@@ -44,68 +36,60 @@ def on_message(
     channel: BlockingChannel, method: Basic.Deliver, properties: BasicProperties, body: bytes
 ) -> None:
     """Do one task, and acknowledge it once it is done."""
+    now.busy = True
     if now.stopping:
         return  # not acknowledged, so RabbitMQ gives it to another worker
-    now.working = True
     print(f" [x] Received {body.decode(errors='replace')!r}")
     task = thread.submit(work, body)
-    while True:
-        try:
-            error = task.exception(timeout=1)
-            break
-        except TimeoutError:
-            channel.connection.process_data_events()  # sends heartbeats: busy, but alive
-    if error:
+    while not wait([task], timeout=1).done:
+        channel.connection.process_data_events()  # sends heartbeats: busy, but alive
+    if error := task.exception():
         raise RuntimeError("the task failed") from error
-    # If your work has a result to send on, publish task.result() here, and never in `work`.
-    print(" [x] Done")
+    print(" [x] Done")  # to send a result on, publish task.result() here, and never in `work`
     channel.basic_ack(delivery_tag=method.delivery_tag)
-    now.working = False
-
-
-def consume(connection: pika.BlockingConnection) -> None:
-    """Have pika call on_message with each task, until we are told to stop."""
-    channel = connection.channel()
-    channel.queue_declare(queue=QUEUE, durable=True)
-    channel.basic_qos(prefetch_count=1)  # no next task before this one is acknowledged
-    channel.basic_consume(queue=QUEUE, on_message_callback=on_message)
-    print(" [*] Waiting for tasks. To exit press CTRL+C")
-    now.served = True
-    while not now.stopping:
-        connection.process_data_events(time_limit=1)
-        if not channel.consumer_tags:
-            raise ChannelWrongStateError("the queue was deleted, or the channel closed")
+    now.busy = False
 
 
 def serve(parameters: pika.URLParameters) -> None:
-    """Consume, and connect again after a growing pause whenever the connection is lost."""
+    """Have pika call on_message with each task; if the connection is lost, make another."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
-    pause = 1
+    pause = 0.5  # seconds; doubled before it is used
     while not now.stopping:
         began = time.monotonic()
         try:
-            with pika.BlockingConnection(parameters) as connection:
-                now.connected = True
-                consume(connection)
-        except LOST as error:
-            now.connected = now.working = False
-            if now.stopping or not now.served:
-                raise  # it never worked: the address may be wrong, or the login
-            pause = 1 if time.monotonic() > began + 60 else pause
-            print(f" [!] Connection lost: {error!r}. Trying again in {pause} s", file=sys.stderr)
+            with pika.BlockingConnection(parameters) as connection, connection.channel() as channel:
+                channel.queue_declare(queue=QUEUE, durable=True)
+                channel.basic_qos(prefetch_count=1)  # no next task before this one is acknowledged
+                channel.basic_consume(queue=QUEUE, on_message_callback=on_message)
+                now.ready = True
+                print(" [*] Waiting for tasks. To exit press CTRL+C")
+
+                def look() -> None:
+                    if now.stopping:
+                        channel.stop_consuming()
+                    connection.call_later(1, look)  # look again in a second
+
+                look()
+                channel.start_consuming()
+                if not now.stopping:
+                    raise pika.exceptions.AMQPChannelError("the queue was deleted")
+        except (pika.exceptions.AMQPError, AMQPConnectorException, OSError) as error:
+            if now.stopping or now.ready is None or (now.ready and isinstance(error, OSError)):
+                raise  # it never worked (a wrong login?), or the error is not the connection's
+            now.ready = now.busy = False
+            pause = 1 if time.monotonic() > began + 60 else min(2 * pause, 10)
+            print(f" [!] Connection lost: {error!r}. Trying again in {pause:g} s", file=sys.stderr)
             thread.submit(time.sleep, pause).result()  # behind the work, if it still runs
-            pause = min(2 * pause, 10)
 
 
 def stop(number: int, _: object) -> None:
     """Finish the task at hand, then close. If not connected, or told twice, end at once."""
-    if now.stopping or not now.connected:
+    if now.stopping or not now.ready:
         os._exit(128 + number if now.stopping else 0)
     now.stopping = True
-    with contextlib.suppress(OSError):
-        if now.working:
-            os.write(1, b" [*] Finishing this task first. To end at once press CTRL+C again\n")
+    if now.busy:
+        os.write(1, b" [*] Finishing this task first. To end at once press CTRL+C again\n")
 
 
 # The rest is the command line: the same in all twelve scripts, but for arguments and one call.
@@ -117,10 +101,8 @@ def main() -> None:
     sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
     try:  # pika takes localhost if there is no host, and its options may raise anything
         [_] = re.findall(rb"^amqps?://(?:[^/?#]*@)?+[\w.[][!-~]*$", RABBITMQ_URL.encode("ascii"))
-        parameters = pika.URLParameters(RABBITMQ_URL)
-        parameters.host.encode("idna")
-        with socket.socket() as trial:
-            set_sock_opts(parameters.tcp_options, trial)
+        (parameters := pika.URLParameters(RABBITMQ_URL)).host.encode("idna")
+        _ = [range(2**31)[option] for option in (parameters.tcp_options or {}).values()]
     except Exception:
         sys.exit(" [!] RABBITMQ_URL is no address. Write amqp://user:password@host:5672/%2F")
     parameters.blocked_connection_timeout = parameters.blocked_connection_timeout or 30  # seconds

@@ -12,7 +12,6 @@ import contextlib
 import os
 import re
 import signal
-import socket
 import sys
 import time
 import uuid
@@ -23,9 +22,7 @@ from typing import Self
 import pika
 from pika.adapters.blocking_connection import BlockingChannel
 from pika.adapters.utils.connection_workflow import AMQPConnectorException
-from pika.exceptions import AMQPError, ChannelWrongStateError
 from pika.spec import Basic, BasicProperties
-from pika.tcp_socket_opts import set_sock_opts
 
 RABBITMQ_URL = os.environ.get("RABBITMQ_URL") or "amqp://guest:guest@localhost:5672/%2F"
 QUEUE = "rpc_queue"
@@ -39,34 +36,29 @@ class FibonacciRpcClient:
     """Calls part_6/rpc_server.py. All calls share one connection and one callback queue.
 
     Use it in the thread and the process that made it, in a `with` statement. A call may raise
-    RpcError, TimeoutError, and pika's AMQPError. After an AMQPError, the next call connects anew.
-    RabbitMQ closes a connection that sends no heartbeats. So after a long pause the first call
-    may fail with an AMQPError. Then call again.
+    RpcError, TimeoutError, and pika's AMQPError. RabbitMQ closes a connection that has been idle
+    for minutes; the call that meets this raises AMQPError, and the next one connects anew.
     """
 
     def __init__(self, parameters: pika.URLParameters) -> None:
         self.parameters, self.process = parameters, os.getpid()
-        # The requests under way, by correlation id: when to give up, and the answer to come.
-        self.requests: dict[str, tuple[float, Future[bytes]]] = {}
+        self.requests: dict[str, tuple[float, Future[bytes]]] = {}  # by id: deadline, and answer
         self.connect()
 
     def connect(self) -> None:
         """Connect, and make a callback queue; RabbitMQ deletes it when the connection closes."""
         self.connection = pika.BlockingConnection(self.parameters)
-        self.channel = self.connection.channel()
-        self.callback_queue = self.channel.queue_declare(queue="", exclusive=True).method.queue
-        self.channel.add_on_return_callback(callback=self.on_answer)
-        self.channel.basic_consume(
-            queue=self.callback_queue, on_message_callback=self.on_answer, auto_ack=True
-        )
+        self.channel = channel = self.connection.channel()
+        self.callback_queue = queue = channel.queue_declare(queue="", exclusive=True).method.queue
+        channel.add_on_return_callback(callback=self.on_answer)
+        channel.basic_consume(queue=queue, on_message_callback=self.on_answer, auto_ack=True)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(RpcError, AMQPError, OSError):
-            # pika's close waits for RabbitMQ, however long it is silent. So first ask ourselves.
-            if self.channel.is_open:
+        with contextlib.suppress(RpcError, pika.exceptions.AMQPError, OSError):
+            if self.channel.is_open:  # close may wait for ever: so see first if RabbitMQ answers
                 self.result(self.request(0, timeout=1, queue=self.callback_queue))
             self.connection.close()
 
@@ -81,21 +73,18 @@ class FibonacciRpcClient:
         if not timeout > 0:
             raise TimeoutError(f"a timeout of {timeout} s leaves no time to answer")
         if self.channel.is_closed or not self.channel.consumer_tags:  # lost, or its queue deleted
-            with contextlib.suppress(AMQPError):
+            with contextlib.suppress(pika.exceptions.AMQPError):
                 self.connection.close()
             self.connect()
         timeout = min(timeout, 86_400)  # a day: RabbitMQ refuses an expiration that is far away
         correlation_id = str(uuid.uuid4())  # which no other client has
-        self.channel.basic_publish(
-            exchange="",
-            routing_key=queue,
-            body=str(n).encode(),
-            properties=BasicProperties(
-                reply_to=self.callback_queue,
-                correlation_id=correlation_id,
-                expiration=str(int(timeout * 1000)),  # ms; nobody waits for an answer after that
-            ),
-            mandatory=True,  # if there is no queue, the request comes back to on_answer
+        expiration = str(int(timeout * 1000))  # ms; nobody waits for an answer after that
+        properties = BasicProperties(
+            reply_to=self.callback_queue, correlation_id=correlation_id, expiration=expiration
+        )
+        body = str(n).encode()
+        self.channel.basic_publish(  # mandatory: if there is no queue, it comes back to on_answer
+            exchange="", routing_key=queue, body=body, properties=properties, mandatory=True
         )
         self.requests[correlation_id] = time.monotonic() + timeout, Future()
         return correlation_id
@@ -109,7 +98,7 @@ class FibonacciRpcClient:
                     raise TimeoutError("no answer in time: no server runs, or all are busy")
                 self.connection.process_data_events(time_limit=left)
                 if not self.channel.consumer_tags:
-                    raise ChannelWrongStateError("a request was refused, or our queue deleted")
+                    raise pika.exceptions.AMQPChannelError("queue deleted, or a request refused")
         finally:
             del self.requests[correlation_id]  # an answer that comes later is ignored
         number = answer.result()
@@ -118,11 +107,7 @@ class FibonacciRpcClient:
         return int(number)
 
     def on_answer(
-        self,
-        _: BlockingChannel,
-        method: Basic.Deliver | Basic.Return,
-        properties: BasicProperties,
-        body: bytes,
+        self, _: BlockingChannel, method: object, properties: BasicProperties, body: bytes
     ) -> None:
         """Keep the first answer to a request under way, or its return, and ignore all others."""
         answer = self.requests.get(properties.correlation_id, (0, Future()))[1]
@@ -141,8 +126,7 @@ def ask(parameters: pika.URLParameters, numbers: list[int], timeout: float) -> N
     try:
         with FibonacciRpcClient(parameters) as client:
             print(f" [x] Requesting {', '.join(f'fib({n})' for n in numbers)}")
-            requests = [(n, client.request(n, timeout)) for n in numbers]
-            for n, correlation_id in requests:
+            for n, correlation_id in [(n, client.request(n, timeout)) for n in numbers]:
                 print(f" [.] fib({n}) = {client.result(correlation_id)}")
     except RpcError as error:
         sys.exit(f" [!] RpcError: {error}")
@@ -162,10 +146,8 @@ def main() -> None:
     sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
     try:  # pika takes localhost if there is no host, and its options may raise anything
         [_] = re.findall(rb"^amqps?://(?:[^/?#]*@)?+[\w.[][!-~]*$", RABBITMQ_URL.encode("ascii"))
-        parameters = pika.URLParameters(RABBITMQ_URL)
-        parameters.host.encode("idna")
-        with socket.socket() as trial:
-            set_sock_opts(parameters.tcp_options, trial)
+        (parameters := pika.URLParameters(RABBITMQ_URL)).host.encode("idna")
+        _ = [range(2**31)[option] for option in (parameters.tcp_options or {}).values()]
     except Exception:
         sys.exit(" [!] RABBITMQ_URL is no address. Write amqp://user:password@host:5672/%2F")
     parameters.blocked_connection_timeout = parameters.blocked_connection_timeout or 30  # seconds

@@ -82,7 +82,7 @@ def beginning(script: str, function: str, statement: str) -> tuple[str, str]:
 def entry(script: str) -> str:
     """Return the name of the script's function that connects, or that has the connection."""
     if script in SERVICES:
-        return "consume"
+        return "serve"
     return {"part_1/sender.py": "send", NEW_TASK: "send", CLIENT: "ask"}.get(
         script, "emit" if script in SENDERS else "receive"
     )
