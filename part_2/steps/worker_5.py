@@ -2,7 +2,7 @@
 
 import os
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import pika
 from pika.adapters.blocking_connection import BlockingChannel
@@ -24,13 +24,9 @@ def on_message(
     """Do one task."""
     print(f" [x] Received {body.decode()!r}", flush=True)
     task = thread.submit(work, body)
-    while True:
-        try:
-            error = task.exception(timeout=1)
-            break
-        except TimeoutError:
-            channel.connection.process_data_events()  # sends heartbeats: busy, but alive
-    if error:
+    while not wait([task], timeout=1).done:
+        channel.connection.process_data_events()  # sends heartbeats: busy, but alive
+    if error := task.exception():
         raise RuntimeError("the task failed") from error
     print(" [x] Done", flush=True)
     channel.basic_ack(delivery_tag=method.delivery_tag)
