@@ -1,7 +1,6 @@
 """A RabbitMQ broker: what a test may ask of any, and what it may do to one of its own."""
 
 import contextlib
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any
@@ -117,7 +116,7 @@ class Broker:
         path = f"exchanges/{self._virtual_host}/{quote(exchange, safe='')}/bindings/source"
         return list(self.management(path))
 
-    def management(self, path: str, method: str = "GET", body: dict[str, str] | None = None) -> Any:  # noqa: ANN401 - JSON
+    def management(self, path: str, method: str = "GET", body: dict[str, Any] | None = None) -> Any:  # noqa: ANN401 - JSON
         """Return what the management API answers to a request, decoded.
 
         Args:
@@ -182,10 +181,25 @@ class OwnBroker(Broker, ABC):
     def ctl_command(self) -> list[str]:
         """Return the command line that calls rabbitmqctl on this node."""
 
-    def messages(self) -> dict[str, int]:
-        """Return how many messages each queue has, ready or with consumers, as of now."""
-        told = self.ctl("--silent", "list_queues", "name", "messages", "--formatter", "json")
-        return {queue["name"]: int(queue["messages"]) for queue in json.loads(told)}
+    @contextlib.contextmanager
+    def blocking_publishers(self) -> Iterator[None]:
+        """Have it take no more messages meanwhile, as when its memory runs out."""
+        self.ctl("set_vm_memory_high_watermark", "absolute", "1")
+        try:
+            yield
+        finally:
+            self.ctl("set_vm_memory_high_watermark", "0.4")
+
+    @contextlib.contextmanager
+    def rejecting(self, queue: str) -> Iterator[None]:
+        """Have that queue reject all but one message meanwhile."""
+        definition = {"max-length": 1, "overflow": "reject-publish"}
+        policy = {"pattern": f"^{queue}$", "apply-to": "queues", "definition": definition}
+        self.management("policies/%2F/full", "PUT", policy)
+        try:
+            yield
+        finally:
+            self.management("policies/%2F/full", "DELETE")
 
     def settle(self) -> None:
         """Have all queues that were declared written to disk, as happens soon by itself.

@@ -29,17 +29,19 @@ class Programs(contextlib.ExitStack):
     def __init__(self, broker: Broker, keep: Callable[[str], str] = str) -> None:
         """Have programs reach the broker; `keep` says what is kept of each line that they print."""
         super().__init__()
-        self._broker = broker
+        self.broker = broker
         self._keep = keep
         self._began = time.perf_counter()
         self.started: list[Terminal] = []
         self.printed: list[tuple[float, Terminal, str]] = []
         self.push(self._show_what_failed)
 
-    def start(self, *command: str, url: str | None = None) -> Terminal:
+    def start(self, *command: str, url: str = "", name: str = "", merge: bool = False) -> Terminal:
         """Start a program, which reaches the broker, or the one at another address."""
-        name = str(len(self.started) + 1)
-        terminal = Terminal(name, url or self._broker.url, self._echo, *command, keep=self._keep)
+        name = name or str(len(self.started) + 1)
+        terminal = Terminal(
+            name, url or self.broker.url, self.echo, *command, keep=self._keep, merge=merge
+        )
         self.started.append(terminal)
         self.callback(terminal.wait)
         self.callback(terminal.process.kill)
@@ -71,7 +73,8 @@ class Programs(contextlib.ExitStack):
         if isinstance(error, AssertionError | TimeoutError):
             self.show(most=200)
 
-    def _echo(self, terminal: Terminal, line: str) -> None:
+    def echo(self, terminal: Terminal, line: str) -> None:
+        """Note a line that was printed."""
         self.printed.append((time.perf_counter(), terminal, line))
 
 

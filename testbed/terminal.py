@@ -133,7 +133,7 @@ class Terminal:
         """The lines printed on standard error so far."""
         return list(self._error)
 
-    def expect(self, text: str, times: int = 1, seconds: float = 15) -> Self:
+    def expect(self, text: str, times: int = 1, seconds: float = 60) -> Self:
         """Wait until `text` stands in so many lines of the output, errors included.
 
         Raises:
@@ -177,7 +177,7 @@ class Terminal:
         self.process.kill()
         self.wait()
 
-    def wait(self, seconds: float = 15) -> int:
+    def wait(self, seconds: float = 60) -> int:
         """Return the exit code, once the script has ended and all its lines are here."""
         code = self.process.wait(seconds)
         self._join()

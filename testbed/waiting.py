@@ -8,7 +8,7 @@ T = TypeVar("T")
 
 
 def wait_until(
-    condition: Callable[[], T], what: str, seconds: float = 15, pause: float = 0.02
+    condition: Callable[[], T], what: str, seconds: float = 60, pause: float = 0.02
 ) -> T:
     """Return the first true result of `condition`, which is asked again after each pause.
 

@@ -52,6 +52,11 @@ class Network:
         for thread in self._threads:
             thread.join()
 
+    @property
+    def connections(self) -> int:
+        """How many ends of connections there are, on either side."""
+        return len(self._ends)
+
     def cut(self) -> None:
         """End all connections that there are."""
         for end in list(self._ends):

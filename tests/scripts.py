@@ -28,6 +28,8 @@ NEW_TASK, CLIENT = "part_2/new_task.py", "part_6/rpc_client.py"
 PRODUCERS = (*SENDERS, CLIENT)
 CONSUMERS = (*VIEWERS, *SERVICES)
 SCRIPTS = (*PRODUCERS, *CONSUMERS)
+#: One of each kind, for what they have from a command line that is the same in all.
+ONE_OF_EACH = ("part_1/sender.py", NEW_TASK, CLIENT, "part_4/receive_logs_direct.py", *SERVICES)
 
 SOURCES = {script: (REPOSITORY / script).read_text(encoding="utf-8") for script in SCRIPTS}
 
@@ -77,6 +79,12 @@ def beginning(script: str, function: str, statement: str) -> tuple[str, str]:
     lines = SOURCES[script].splitlines(keepends=True)
     head = "".join(lines[found.lineno - 1 : documented.end_lineno])
     return head, f"{head}    {statement}\n"
+
+
+def at_work(script: str, seconds: float) -> tuple[str, str]:
+    """Return for a `variant` what makes a service say that it works, and take so long for it."""
+    say = f"print(' at work', flush=True); time.sleep({seconds})"
+    return beginning(script, WORK_OF[script], say)
 
 
 def entry(script: str) -> str:

@@ -8,13 +8,12 @@ import re
 import signal
 import string
 import sys
-from collections.abc import Iterator
+from itertools import product
 from types import ModuleType
 from unittest import mock
 from urllib.parse import quote
 
 import pika
-import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pika import BasicProperties
@@ -27,8 +26,6 @@ from testbed.broker import Broker
 from tests.conftest import Run
 from tests.scripts import CLIENT, SCRIPTS, SERVER, command
 from tests.test_scripts import NO_ADDRESS, NO_ADDRESSES
-
-pytestmark = pytest.mark.timeout(180)  # seconds, for a busy machine
 
 # The same examples in each run, and as much time for each as a busy machine takes.
 settings.register_profile("stable", derandomize=True, deadline=None, database=None)
@@ -92,22 +89,8 @@ LOGINS = (
     | st.tuples(LETTERS, LETTERS).map(":".join)
     | st.just("guest:guest")
 )
-HOSTS = (
-    st.text(max_size=12)
-    | LETTERS
-    | st.sampled_from(
-        [
-            "rabbit.example",
-            "127.0.0.1",
-            "[::1]",
-            "[::1",
-            "rabbit..example",
-            ".",
-            "x" * 70,
-            "LocalHost",
-        ]
-    )
-)
+HOSTS = st.text(max_size=12) | LETTERS
+HOSTS |= st.sampled_from(["rabbit.example", "127.0.0.1", "[::1]", "[::1", "a..b", ".", "LocalHost"])
 PORTS = st.sampled_from(["", ":", ":5672", ":99999", ":-1", ":port"])
 OPTIONS = st.sampled_from(
     ["heartbeat", "ssl_options", "tcp_options", "retry_delay", "blocked_connection_timeout", "host"]
@@ -135,7 +118,7 @@ ADDRESSES = (
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=200)
 @given(script=st.sampled_from(SCRIPTS), url=ADDRESSES)
 @example(script=CLIENT, url="amqp://rabbit.example")
 def test_an_address_is_taken_as_it_is_or_refused_in_one_line(script: str, url: str) -> None:
@@ -156,11 +139,7 @@ def test_an_address_is_taken_as_it_is_or_refused_in_one_line(script: str, url: s
 
 def test_an_address_that_is_one_is_taken() -> None:
     for script in SCRIPTS:
-        for url in (
-            "amqp://rabbit.example",
-            "amqps://a:b@[::1]:1/%2F",
-            "amqp://u:p%40@_h/?heartbeat=1",
-        ):
+        for url in ("amqp://rabbit.example", "amqps://a:b@[::1]:1/%2F", "amqp://u:p%40@_h/"):
             taken, printed = run_in_process(MODULES[script], url, command(script)[1:])
             assert isinstance(taken, pika.URLParameters)
             assert taken.host in url
@@ -168,9 +147,8 @@ def test_an_address_that_is_one_is_taken() -> None:
             assert printed == ""
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_no_script_takes_what_is_no_address(script: str) -> None:
-    for url in NO_ADDRESSES:
+def test_no_script_takes_what_is_no_address() -> None:
+    for script, url in product(SCRIPTS, NO_ADDRESSES):
         assert run_in_process(MODULES[script], url, command(script)[1:]) == (NO_ADDRESS, "")
 
 
@@ -212,7 +190,6 @@ def fib(n: int) -> int:
 
 
 BODIES = st.binary(max_size=30) | st.text("0123456789", max_size=7).map(str.encode)
-ODD_BODIES = (b"", b"20000", b"20001", b"00007", b"9" * 5000, b"-1", b"1_0", b" 1", "²".encode())
 
 
 def answer_to(body: bytes) -> tuple[str, str | None]:
@@ -224,26 +201,20 @@ def answer_to(body: bytes) -> tuple[str, str | None]:
 
 @settings(max_examples=200)
 @given(body=BODIES)
+@example(body=b"")
+@example(body=b"20000")
+@example(body=b"20001")
+@example(body=b"00007")
+@example(body=b"9" * 5000)
+@example(body=b"-1")
+@example(body=b"1_0")
+@example(body=b" 1")
+@example(body="²".encode())
 def test_any_request_has_an_answer(body: bytes) -> None:
     kind, text = rpc_server.answer_to(body)
-    expected = answer_to(body)
-    assert (kind, text if kind == "result" else None) == expected
-    assert text.isprintable()  # so that an error colours no terminal
-
-
-@pytest.mark.parametrize("body", ODD_BODIES)
-def test_an_odd_request_has_an_answer(body: bytes) -> None:
-    kind, text = rpc_server.answer_to(body)
     assert (kind, text if kind == "result" else None) == answer_to(body)
+    assert text.isprintable()  # so that an error colours no terminal
     assert len(text) < 5000
-
-
-@contextlib.contextmanager
-def served(run: Run, broker: Broker) -> Iterator[FibonacciRpcClient]:
-    """Yield a client of a server that runs."""
-    run(SERVER).expect_ready()
-    with FibonacciRpcClient(pika.URLParameters(broker.url)) as client:
-        yield client
 
 
 def test_any_request_is_answered_once_on_the_broker(
@@ -259,7 +230,7 @@ def test_any_request_is_answered_once_on_the_broker(
             channel.basic_publish(
                 exchange="", routing_key="rpc_queue", body=body, properties=properties
             )
-        answers = channel.consume(queue=queue, auto_ack=True, inactivity_timeout=15)
+        answers = channel.consume(queue=queue, auto_ack=True, inactivity_timeout=60)
         for number, body in enumerate(bodies):
             _, answered, text = next(answers)
             assert answered and text is not None  # noqa: PT018
@@ -280,7 +251,8 @@ SECONDS = st.floats(max_value=0.002) | st.floats(min_value=30) | st.just(float("
 def test_any_number_and_timeout_ends_in_the_right_number_or_an_error(
     run: Run, broker: Broker
 ) -> None:
-    with served(run, broker) as client:
+    run(SERVER).expect_ready()
+    with FibonacciRpcClient(pika.URLParameters(broker.url)) as client:
 
         @settings(max_examples=100)
         @given(n=NUMBERS, timeout=SECONDS)
@@ -329,7 +301,7 @@ def test_topic_patterns_match_as_the_text_says(channel: BlockingChannel) -> None
     channel.exchange_declare(exchange="topic_logs", exchange_type="topic")
     channel.confirm_delivery()
 
-    @settings(max_examples=150)
+    @settings(max_examples=100)
     @given(patterns=st.lists(PATTERNS, min_size=1, max_size=2), key=KEYS)
     @example(patterns=["#"], key="")
     @example(patterns=["*"], key="")

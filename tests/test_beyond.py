@@ -56,8 +56,8 @@ def test_a_user_and_a_virtual_host_of_its_own(run: Run, own_broker: OwnBroker) -
         assert stranger.wait() == 1
         assert "NOT_ALLOWED - access to vhost" in stranger.error[0]
     finally:
-        own_broker.ctl("delete_vhost", "tutorial")
-        own_broker.ctl("delete_user", "tutorial")
+        own_broker.management("vhosts/tutorial", "DELETE")
+        own_broker.management("users/tutorial", "DELETE")
 
 
 @pytest.mark.claim("beyond-tls")
@@ -202,8 +202,8 @@ def test_a_quorum_queue_gives_a_message_up_from_4_0_on(
     channel.basic_publish(exchange="", routing_key=QUEUE, body=b"poison")
 
     def given_up() -> bool:
-        told = channel.queue_declare(queue=failed_tasks, passive=True)
-        return bool(told.method.message_count)
+        declared = channel.queue_declare(queue=failed_tasks, passive=True)
+        return bool(declared.method.message_count)
 
     def taken_or_given_up() -> bool:
         mine = channel.connection.channel()
@@ -218,9 +218,7 @@ def test_a_quorum_queue_gives_a_message_up_from_4_0_on(
 
 @pytest.mark.claim("beyond-message-size")
 def test_a_message_that_is_too_large_is_refused(own_broker: OwnBroker) -> None:
-    set_limit = "application:set_env(rabbit, max_message_size, {})."
-    before = own_broker.ctl("eval", "element(2, application:get_env(rabbit, max_message_size)).")
-    own_broker.ctl("eval", set_limit.format(1000))
+    own_broker.ctl("eval", "application:set_env(rabbit, max_message_size, 1000).")
     try:
         with own_broker.channel() as channel:
             channel.queue_declare(queue=QUEUE, durable=True)
@@ -231,7 +229,7 @@ def test_a_message_that_is_too_large_is_refused(own_broker: OwnBroker) -> None:
                 channel.basic_publish(exchange="", routing_key=QUEUE, body=bytes(1001))
             assert caught.value.reply_code == 406
     finally:
-        own_broker.ctl("eval", set_limit.format(int(before)))
+        own_broker.ctl("eval", "application:unset_env(rabbit, max_message_size).")
     assert own_broker.ready(QUEUE) == 1
 
 
@@ -247,19 +245,16 @@ def test_an_alarm_holds_up_acknowledgements_on_a_connection_that_publishes(
     with own_broker.channel() as both, own_broker.channel() as consuming:
         send(both, "1", "2")
         tags = {channel: take(channel) for channel in (both, consuming)}
-        own_broker.ctl("set_vm_memory_high_watermark", "0.000001")
-        try:
+        with own_broker.blocking_publishers():
             both.basic_publish(exchange="", routing_key=QUEUE, body=b"3")
             both.basic_ack(delivery_tag=tags[both])
             consuming.basic_ack(delivery_tag=tags[consuming])
             # Whatever else the publishing connection asks for waits as well.
             consuming.queue_declare(queue=QUEUE, passive=True)
-            wait_until(lambda: own_broker.messages()[QUEUE] == 1, "one acknowledgement of two")
-            assert own_broker.ready(QUEUE) == 0  # so it is the one that is not acknowledged
-        finally:
-            own_broker.ctl("set_vm_memory_high_watermark", "0.4")
-        wait_until(lambda: own_broker.ready(QUEUE) == 1, "the message that was held up")
-        assert own_broker.messages()[QUEUE] == 1
+            wait_until(lambda: own_broker.unacknowledged(QUEUE) == 1, "one acknowledgement of two")
+            assert own_broker.ready(QUEUE) == 0
+        own_broker.wait_for_ready(QUEUE, 1)  # the message that was held up
+        own_broker.wait_for_acknowledgements(QUEUE)
 
 
 @pytest.mark.claim("beyond-connection-name")
@@ -267,26 +262,21 @@ def test_a_connection_has_a_name(managed_broker: Broker) -> None:
     parameters = pika.URLParameters(managed_broker.url)
     parameters.client_properties = {"connection_name": "resize on web-3"}
     with pika.BlockingConnection(parameters):
-        wait_until(
-            lambda: (
-                "resize on web-3"
-                in [
-                    connection.get("user_provided_name")
-                    for connection in managed_broker.management("connections")
-                ]
-            ),
-            "the connection to be listed by its name",
-        )
+
+        def names() -> list[str]:
+            listed = managed_broker.management("connections")
+            return [connection.get("user_provided_name") for connection in listed]
+
+        wait_until(lambda: "resize on web-3" in names(), "the connection to be listed by its name")
 
 
 @pytest.mark.claim("beyond-queue-type")
 def test_a_queue_keeps_the_type_that_it_was_declared_with(
     broker: Broker, channel: BlockingChannel
 ) -> None:
-    kinds = ({"x-queue-type": kind} for kind in ("quorum", "classic"))
-    quorum, classic = kinds
-    channel.queue_declare(queue=QUEUE, durable=True, arguments=quorum)
-    channel.queue_declare(queue=QUEUE, durable=True, arguments=quorum)
+    quorum, classic = ({"x-queue-type": kind} for kind in ("quorum", "classic"))
+    for _ in range(2):
+        channel.queue_declare(queue=QUEUE, durable=True, arguments=quorum)
     if broker.has_management:
         assert broker.queues()[QUEUE]["type"] == "quorum"
     with pytest.raises(ChannelClosedByBroker, match="inequivalent arg 'x-queue-type'"):
@@ -338,17 +328,12 @@ def test_one_consumer_gets_all_until_it_goes(broker: Broker, channel: BlockingCh
         with broker.channel() as first:
             consume("first", first)
             consume("second", second)
-            send_plain(channel, b"1", b"2", b"3")
+            for body in (b"1", b"2", b"3"):
+                channel.basic_publish(exchange="", routing_key=QUEUE, body=body)
             wait_until(lambda: all_served(3, first, second), "three messages")
-        send_plain(channel, b"4")
+        channel.basic_publish(exchange="", routing_key=QUEUE, body=b"4")
         wait_until(lambda: all_served(4, second), "a fourth")
     assert got == [("first", b"1"), ("first", b"2"), ("first", b"3"), ("second", b"4")]
-
-
-def send_plain(channel: BlockingChannel, *bodies: bytes) -> None:
-    """Send messages to a queue that is there already."""
-    for body in bodies:
-        channel.basic_publish(exchange="", routing_key=QUEUE, body=body)
 
 
 @pytest.mark.claim("beyond-alternate-exchange")

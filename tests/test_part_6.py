@@ -1,40 +1,52 @@
 """RPC: the statements of Part VI, in the order in which the text makes them."""
 
-import contextlib
-import math
+import gc
 import signal
 import time
+from collections.abc import Callable
 
 import pika
 import pytest
 from pika import BasicProperties
 from pika.adapters.blocking_connection import BlockingChannel
-from pika.exceptions import AMQPError
+from pika.exceptions import AMQPError, ChannelClosedByBroker
 
 from part_6.rpc_client import FibonacciRpcClient, RpcError
 from testbed.broker import Broker, OwnBroker
 from testbed.terminal import Terminal
 from testbed.waiting import wait_until
-from tests.conftest import Run
+from tests.conftest import Run, Variant
+from tests.network import Network
+from tests.scripts import beginning
 
 CLIENT, SERVER, QUEUE = "part_6/rpc_client.py", "part_6/rpc_server.py", "rpc_queue"
-
-# RabbitMQ is restarted, or asked by rabbitmqctl: a busy machine takes a minute for that.
-patient = pytest.mark.timeout(180)
 
 # The programs on the way to these two. Each lacks something, which its docstring tells.
 CLIENTS = {number: f"part_6/steps/rpc_client_{number}.py" for number in (1, 2)}
 FIRST_SERVER = "part_6/steps/rpc_server_1.py"
 
 
-def slow_server(run: Run, seconds: float) -> Terminal:
-    """Return a server that takes so long for each request."""
-    return run("-m", "tests.slow_server", str(seconds)).expect_ready()
+@pytest.fixture
+def run_slow(run: Run, variant: Variant) -> Callable[..., Terminal]:
+    """Run a server that takes so many seconds for each request."""
+
+    def run_slow(seconds: float, **options: str) -> Terminal:
+        slow = beginning(SERVER, "answer_to", f"time.sleep({seconds})")
+        return run(variant(SERVER, slow), **options).expect_ready()
+
+    return run_slow
 
 
-def client_of(broker: Broker) -> FibonacciRpcClient:
+def client_of(broker: Broker | Network, options: str = "") -> FibonacciRpcClient:
     """Return the tutorial's client, as another program uses it."""
-    return FibonacciRpcClient(pika.URLParameters(broker.url))
+    return FibonacciRpcClient(pika.URLParameters(broker.url + options))
+
+
+@pytest.fixture
+def channel(channel: BlockingChannel) -> BlockingChannel:
+    """A channel, and the queue of requests, which no server consumes yet."""
+    channel.queue_declare(queue=QUEUE, durable=True)
+    return channel
 
 
 def take(
@@ -56,13 +68,15 @@ def take_request(channel: BlockingChannel, *, auto_ack: bool = True) -> BasicPro
     return take(channel, QUEUE, auto_ack=auto_ack)[0]
 
 
-def answer(channel: BlockingChannel, request: BasicProperties, text: str) -> None:
+def answer(
+    channel: BlockingChannel, request: BasicProperties, body: bytes, kind: str | None = None
+) -> None:
     """Answer a request, as rpc_server.py does."""
     channel.basic_publish(
         exchange="",
         routing_key=str(request.reply_to),
-        body=text.encode(),
-        properties=BasicProperties(correlation_id=request.correlation_id),
+        body=body,
+        properties=BasicProperties(correlation_id=request.correlation_id, type=kind),
     )
 
 
@@ -85,7 +99,6 @@ def test_a_call_returns_the_servers_answer(run: Run, broker: Broker) -> None:
 def test_many_calls_use_one_callback_queue(
     run: Run, managed_broker: Broker, channel: BlockingChannel
 ) -> None:
-    channel.queue_declare(queue=QUEUE, durable=True)
     before = set(managed_broker.queues())
     with client_of(managed_broker) as client:
         for n in range(3):
@@ -100,14 +113,13 @@ def test_many_calls_use_one_callback_queue(
 
 @pytest.mark.claim("VI-unknown-id")
 def test_an_answer_with_an_unknown_id_is_ignored(broker: Broker, channel: BlockingChannel) -> None:
-    channel.queue_declare(queue=QUEUE, durable=True)
     with client_of(broker) as client:
         correlation_id = client.request(30)
         request = take_request(channel)
         for unknown in ("unknown", None):
             stray = BasicProperties(reply_to=request.reply_to, correlation_id=unknown)
-            answer(channel, stray, "1")
-        answer(channel, request, "832040")
+            answer(channel, stray, b"1")
+        answer(channel, request, b"832040")
         assert client.result(correlation_id) == 832040
         assert client.requests == {}
 
@@ -115,13 +127,12 @@ def test_an_answer_with_an_unknown_id_is_ignored(broker: Broker, channel: Blocki
 def test_step_1_takes_any_answer_for_its_own_and_step_2_does_not(
     run: Run, channel: BlockingChannel
 ) -> None:
-    channel.queue_declare(queue=QUEUE, durable=True)
     for script, result in ((CLIENTS[1], 1), (CLIENTS[2], 21)):
         client = run(script, "8")
         request = take_request(channel)
         stray = BasicProperties(reply_to=request.reply_to, correlation_id="unknown")
-        answer(channel, stray, "1")
-        answer(channel, request, "21")
+        answer(channel, stray, b"1")
+        answer(channel, request, b"21")
         assert client.wait() == 0
         assert client.out == [" [x] Requesting fib(8)", f" [.] fib(8) = {result}"]
 
@@ -133,7 +144,7 @@ def test_a_request_done_twice_is_answered_once(run: Run, broker: Broker) -> None
             dying.queue_declare(queue=QUEUE, durable=True)
             correlation_id = client.request(30, timeout=60)
             request = take_request(dying, auto_ack=False)
-            answer(dying, request, "832040")
+            answer(dying, request, b"832040")
             assert client.result(correlation_id) == 832040
         # This server went after its answer and before its acknowledgement.
         successor = run(SERVER).expect("fib(30)")
@@ -146,7 +157,6 @@ def test_a_request_done_twice_is_answered_once(run: Run, broker: Broker) -> None
 def test_a_second_answer_and_a_late_one_are_ignored(
     broker: Broker, channel: BlockingChannel
 ) -> None:
-    channel.queue_declare(queue=QUEUE, durable=True)
     with client_of(broker) as client:
         late = client.request(30, timeout=0.1)
         late_request = take_request(channel)
@@ -154,19 +164,21 @@ def test_a_second_answer_and_a_late_one_are_ignored(
             client.result(late)
         following = client.request(12)
         request = take_request(channel)
-        answer(channel, late_request, "832040")
-        for text in ("144", "1"):
-            answer(channel, request, text)
+        answer(channel, late_request, b"832040")
+        for body in (b"144", b"1"):
+            answer(channel, request, body)
         last = client.request(5)
-        answer(channel, take_request(channel), "5")
+        answer(channel, take_request(channel), b"5")
         assert client.result(last) == 5  # it came after both answers to the other
         assert client.result(following) == 144
         assert client.requests == {}
 
 
 @pytest.mark.claim("VI-killed-server")
-def test_a_server_killed_in_a_request_loses_nothing(run: Run, broker: Broker) -> None:
-    killed = slow_server(run, seconds=50)
+def test_a_server_killed_in_a_request_loses_nothing(
+    run: Run, run_slow: Callable[..., Terminal], broker: Broker
+) -> None:
+    killed = run_slow(seconds=50)
     with client_of(broker) as client:
         correlation_id = client.request(30, timeout=60)
         killed.expect("fib(30)")
@@ -191,8 +203,10 @@ def test_a_server_suspended_with_a_request_and_then_killed(
 
 
 @pytest.mark.claim("VI-scale")
-def test_two_servers_share_the_load(run: Run, managed_broker: Broker) -> None:
-    servers = [slow_server(run, seconds=0.1) for _ in range(2)]
+def test_two_servers_share_the_load(
+    run_slow: Callable[..., Terminal], managed_broker: Broker
+) -> None:
+    servers = [run_slow(seconds=0.1) for _ in range(2)]
 
     def done() -> list[int]:
         return [len(server.out) - 1 for server in servers]
@@ -202,7 +216,7 @@ def test_two_servers_share_the_load(run: Run, managed_broker: Broker) -> None:
             client.result(correlation_id)
         shares = done()
         assert sum(shares) == 20
-        assert min(shares) >= 8
+        assert min(shares) >= 5
 
         # Fairly is not blindly: while one is busy, the other gets all that it cannot take.
         managed_broker.wait_for_acknowledgements(QUEUE)
@@ -216,12 +230,11 @@ def test_two_servers_share_the_load(run: Run, managed_broker: Broker) -> None:
 
 @pytest.mark.claim("VI-many")
 def test_answers_come_in_any_order(run: Run, broker: Broker, channel: BlockingChannel) -> None:
-    channel.queue_declare(queue=QUEUE, durable=True)
     with client_of(broker) as client:
         ids = [client.request(n) for n in (30, 5, 12)]
         requests = [take_request(channel) for _ in ids]  # all are there before any answer
-        for request, text in zip(reversed(requests), ("144", "5", "832040"), strict=True):
-            answer(channel, request, text)
+        for request, body in zip(reversed(requests), (b"144", b"5", b"832040"), strict=True):
+            answer(channel, request, body)
         assert [client.result(correlation_id) for correlation_id in ids] == [832040, 5, 144]
 
     run(SERVER).expect_ready()
@@ -236,14 +249,15 @@ def test_answers_come_in_any_order(run: Run, broker: Broker, channel: BlockingCh
 
 
 @pytest.mark.claim("VI-no-server")
-def test_nobody_serves(run: Run, broker: Broker, channel: BlockingChannel) -> None:
+def test_nobody_serves(run: Run, broker: Broker) -> None:
     began = time.monotonic()
     no_queue = run(CLIENT, "--timeout", "60")
     assert no_queue.wait() == 1
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30
     assert no_queue.error == [" [!] RpcError: there is no queue 'rpc_queue': no server has run yet"]
 
-    channel.queue_declare(queue=QUEUE, durable=True)
+    with broker.channel() as channel:
+        channel.queue_declare(queue=QUEUE, durable=True)
     with client_of(broker) as client, pytest.raises(TimeoutError):
         client.call(30, timeout=0.3)
     # The request that nobody waits for any more is not worked on later.
@@ -263,7 +277,6 @@ def test_nobody_serves(run: Run, broker: Broker, channel: BlockingChannel) -> No
 def test_step_2_waits_for_a_server_however_long_it_takes(
     run: Run, broker: Broker, channel: BlockingChannel
 ) -> None:
-    channel.queue_declare(queue=QUEUE, durable=True)
     waiting = run(CLIENTS[2], "8")
     broker.wait_for_ready(QUEUE, 1)
     assert run(CLIENT, "--timeout", "1").wait() == 1
@@ -311,7 +324,6 @@ def test_a_bad_request_is_answered_with_an_error(
 def test_a_bad_request_ends_step_1_of_the_server_and_then_the_next(
     run: Run, broker: Broker, channel: BlockingChannel
 ) -> None:
-    channel.queue_declare(queue=QUEUE, durable=True)
     properties = BasicProperties(reply_to="nobody's queue")
     channel.basic_publish(exchange="", routing_key=QUEUE, body=b"many", properties=properties)
     for _ in range(2):
@@ -325,28 +337,71 @@ def test_a_bad_request_ends_step_1_of_the_server_and_then_the_next(
 def test_an_answer_that_is_no_number_is_an_error_of_that_call(
     broker: Broker, channel: BlockingChannel
 ) -> None:
-    channel.queue_declare(queue=QUEUE, durable=True)
     with client_of(broker) as client:
-        for text in ("", "many", "-1", "1_0", " 1", "²", "9" * 5000):
+        for body in (
+            b"",
+            b"many",
+            b"-1",
+            b"1_0",
+            b" 1",
+            b"1.0",
+            b"\xff",
+            "²".encode(),
+            b"9" * 5000,
+        ):
             foreign, own = client.request(30), client.request(12)
-            answer(channel, take_request(channel), text)
-            answer(channel, take_request(channel), "144")
+            answer(channel, take_request(channel), body)
+            answer(channel, take_request(channel), b"144")
             with pytest.raises(RpcError, match="the answer is no number"):
                 client.result(foreign)
             assert client.result(own) == 144
         assert client.requests == {}
 
 
-def test_a_request_that_cannot_be_sent_leaves_nothing_behind(run: Run, broker: Broker) -> None:
-    run(SERVER).expect_ready()
+@pytest.mark.claim("VI-reconnect")
+def test_a_server_outlives_a_restart_of_the_broker(
+    run: Run, run_slow: Callable[..., Terminal], own_broker: OwnBroker
+) -> None:
+    busy = run_slow(seconds=50)
+    waiting = run(CLIENT, "--timeout", "60", "1")
+    busy.expect("fib(1)")
+    server = run(SERVER).expect_ready()
+    own_broker.kill()
+    server.expect("Connection lost").expect("Trying again in 1 s").expect("Trying again in 2 s")
+    busy.expect("Connection lost")
+    assert waiting.wait() == 1
+    assert len(waiting.error) == 1
+    assert "StreamLostError" in waiting.error[0]
+    busy.kill()
+
+    own_broker.start()
+    server.expect("[*] Waiting", times=2)
+    with client_of(own_broker) as client:
+        assert client.call(30) == 832040
+
+
+def test_a_request_may_take_longer_than_the_heartbeat(
+    run_slow: Callable[..., Terminal], broker: Broker
+) -> None:
+    server = run_slow(seconds=9, url=f"{broker.url}?heartbeat=2")
     with client_of(broker) as client:
-        for timeout in (0, -0.5, math.nan):
-            with pytest.raises(TimeoutError):
-                client.call(10, timeout)
-        with pytest.raises(ValueError, match="4300 digits"):
-            client.call(10**5000)
+        assert client.call(30, timeout=40) == 832040
+    assert server.out[1:] == [" [.] fib(30)"]
+    assert server.error == []
+
+
+# The class, as another program uses it: each call ends right, or in a clear error.
+
+
+def test_an_error_of_the_server_is_one_of_the_call(
+    broker: Broker, channel: BlockingChannel
+) -> None:
+    with client_of(broker) as client:
+        request = client.request(10)
+        answer(channel, take_request(channel), b"not today: \xff", "error")
+        with pytest.raises(RpcError, match="not today: \ufffd"):
+            client.result(request)
         assert client.requests == {}
-        assert client.call(10, timeout=math.inf) == 55
 
 
 FORK = """
@@ -371,71 +426,102 @@ def test_a_client_is_refused_to_another_process(run: Run) -> None:
     assert forked.out == ["this client was made by another process", "55"]
 
 
-@patient
-def test_a_client_leaves_soon_whatever_rabbitmq_does(own_broker: OwnBroker) -> None:
-    with own_broker.channel() as channel:
-        channel.queue_declare(queue=QUEUE, durable=True)
-    client = client_of(own_broker)
-    own_broker.pause()
-    try:
-        began = time.monotonic()
-        with pytest.raises(TimeoutError), client:
-            client.call(30, timeout=1)
-        assert time.monotonic() - began < 10  # two, and something for a busy machine
-    finally:
-        own_broker.resume()
-        client.connection.close()
+def test_ids_are_unique_among_clients(broker: Broker, channel: BlockingChannel) -> None:
+    with client_of(broker) as one, client_of(broker) as other:
+        ids = [client.request(1) for client in (one, other) for _ in range(3)]
+        assert len({*ids}) == 6
+        assert {take_request(channel).correlation_id for _ in ids} == {*ids}
+
+
+def lose_its_queue(client: FibonacciRpcClient, _: Network) -> None:
+    """Delete the callback queue, as a person may on the management page."""
+    client.channel.queue_delete(queue=client.callback_queue)
+
+
+def lose_the_connection(_: FibonacciRpcClient, network: Network) -> None:
+    """Cut the connection while the client does not look."""
+    network.cut()
+
+
+def lose_its_channel(client: FibonacciRpcClient, _: Network) -> None:
+    """Have RabbitMQ close the channel."""
+    with pytest.raises(ChannelClosedByBroker):
+        client.channel.queue_declare(queue="nowhere", passive=True)
+
+
+def be_idle(_: FibonacciRpcClient, network: Network) -> None:
+    """Call nothing for longer than RabbitMQ waits for a heartbeat."""
+    wait_until(lambda: not network.connections, "RabbitMQ to close the connection")
 
 
 @pytest.mark.claim("VI-reconnect")
-@patient
-def test_a_server_outlives_a_restart_of_the_broker(run: Run, own_broker: OwnBroker) -> None:
-    busy = slow_server(run, seconds=50)
-    waiting = run(CLIENT, "--timeout", "60", "1")
-    busy.expect("fib(1)")
-    server = run(SERVER).expect_ready()
-    own_broker.kill()
-    server.expect("Connection lost").expect("Trying again in 1 s").expect("Trying again in 2 s")
-    busy.expect("Connection lost")
-    assert waiting.wait() == 1
-    assert len(waiting.error) == 1
-    assert "StreamLostError" in waiting.error[0]
-    busy.kill()
-
-    own_broker.start()
-    server.expect("[*] Waiting", times=2, seconds=30)
-    with client_of(own_broker) as client:
-        assert client.call(30) == 832040
-
-
-@patient
-def test_a_client_says_that_its_connection_was_lost_and_makes_a_new_one(
-    run: Run, own_broker: OwnBroker
+@pytest.mark.parametrize("lose", [lose_its_queue, lose_the_connection, lose_its_channel, be_idle])
+def test_the_second_call_is_right(
+    run: Run, broker: Broker, lose: Callable[[FibonacciRpcClient, Network], None]
 ) -> None:
-    server = run(SERVER).expect_ready()
-    with client_of(own_broker) as client:
-        assert client.call(5) == 5
-        own_broker.ctl("close_all_connections", "maintenance")
-        server.expect("maintenance").expect("[*] Waiting", times=2)
-        with pytest.raises(AMQPError, match="maintenance"):
-            client.call(6)
+    run(SERVER).expect_ready()
+    with Network(broker.url) as network, client_of(network, "?heartbeat=1") as client:
+        for _ in range(2):
+            assert client.call(10) == 55
+            lose(client, network)
+            try:
+                assert client.call(12) == 144
+            except AMQPError:
+                assert client.call(12) == 144
+            assert client.requests == {}
+
+
+def test_a_request_that_cannot_be_sent_leaves_nothing_behind(run: Run, broker: Broker) -> None:
+    run(SERVER).expect_ready()
+    with Network(broker.url) as network, client_of(network) as client:
+        with pytest.raises(ValueError, match="digits"):
+            client.request(10**5000)
+        with pytest.raises(TimeoutError):
+            client.request(10, timeout=float("nan"))
         assert client.requests == {}
-        assert client.call(7) == 13
-
-        # The same if its callback queue is deleted: one call at most meets that.
-        deleted = client.callback_queue
-        client.channel.queue_delete(queue=deleted)
-        with contextlib.suppress(AMQPError):
-            client.call(8)
+        network.cut()
+        with pytest.raises(AMQPError):
+            client.call(10)
         assert client.requests == {}
-        assert client.call(8) == 21
-        assert client.callback_queue != deleted
+        assert client.call(10) == 55
 
 
-def test_a_request_may_take_longer_than_the_heartbeat(run: Run, broker: Broker) -> None:
-    url = f"{broker.url}?heartbeat=2"
-    server = run("-m", "tests.slow_server", "9", url=url).expect_ready()
+@pytest.mark.usefixtures("channel")
+def test_a_broker_that_is_gone_is_an_error_of_each_call(broker: Broker) -> None:
+    with Network(broker.url) as network, client_of(network, "?stack_timeout=1") as client:
+        network.mode = "reset"
+        network.cut()
+        for _ in range(3):
+            with pytest.raises((AMQPError, OSError)):
+                client.call(10)
+            assert client.requests == {}
+
+
+@pytest.mark.usefixtures("channel")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_leaving_is_quick_though_the_broker_is_silent(broker: Broker) -> None:
+    with Network(broker.url) as network:
+        with client_of(network) as client:
+            network.mode = "silent"
+            with pytest.raises(TimeoutError):
+                client.call(10, timeout=0.5)
+            began = time.monotonic()
+        assert time.monotonic() - began < 15  # it was thirty; one, on an idle machine
+        assert client.requests == {}
+        # pika cannot close a connection without RabbitMQ's answer, and leaves that to Python.
+        del client
+        gc.collect()
+
+
+def test_an_error_within_the_with_statement_is_not_hidden(broker: Broker) -> None:
+    with pytest.raises(KeyError), client_of(broker):
+        raise KeyError
+
+
+def test_leaving_before_all_answers_are_there(broker: Broker, channel: BlockingChannel) -> None:
     with client_of(broker) as client:
-        assert client.call(30, timeout=40) == 832040
-    assert server.out[1:] == [" [.] fib(30)"]
-    assert server.error == []
+        ids = [client.request(n) for n in (1, 2)]
+        answer(channel, take_request(channel), b"1")
+        assert client.result(ids[0]) == 1
+    assert client.connection.is_closed
+    assert client.requests.keys() == {ids[1]}

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Iterator
 from functools import partial
 from itertools import cycle
 
@@ -31,27 +30,17 @@ from tests.scripts import (
     PRODUCERS,
     QUEUE_OF,
     SCRIPTS,
-    SENDERS,
     SERVER,
     SERVICES,
     VIEWERS,
-    WORK_OF,
     WORKER,
-    beginning,
+    at_work,
     command,
     publish,
 )
 
-pytestmark = pytest.mark.timeout(180)  # seconds, for a busy machine
-
 BOTH = (signal.SIGINT, signal.SIGTERM)
 SIGNALS = pytest.mark.parametrize("number", BOTH)
-
-
-def at_work(script: str, seconds: float) -> tuple[str, str]:
-    """Return for a `variant` what makes a service say that it works, and take so long for it."""
-    say = f"print(' at work', flush=True); time.sleep({seconds})"
-    return beginning(script, WORK_OF[script], say)
 
 
 def stop(terminal: Terminal, number: signal.Signals) -> None:
@@ -61,7 +50,7 @@ def stop(terminal: Terminal, number: signal.Signals) -> None:
 
 def ends_at_once(terminal: Terminal, number: signal.Signals) -> None:
     """Assert that a signal has ended a script, as its exit code says, and without a word."""
-    assert terminal.wait(60) == 128 + number, terminal.command
+    assert terminal.wait() == 128 + number, terminal.command
     assert terminal.error == []
     assert not any("Sent" in line for line in terminal.out)
 
@@ -78,25 +67,21 @@ def test_while_connecting(run: Run, broker: Broker) -> None:
             stop(terminal, signals[script])
         for script, terminal in started.items():
             if script in SERVICES:
-                assert terminal.wait(60) == 0
+                assert terminal.wait() == 0
                 assert terminal.error == []
             else:
                 ends_at_once(terminal, signals[script])
 
 
 def test_a_sender_that_is_blocked(run: Run, own_broker: OwnBroker) -> None:
-    own_broker.ctl("set_vm_memory_high_watermark", "absolute", "1")
-    try:
-        with Network(own_broker.url) as network:
-            network.watch(spec.Connection.Blocked)
-            started = [run(*command(script), url=network.url) for script in PRODUCERS]
-            started.append(run(NEW_TASK, url=network.url))  # which is there for both signals
-            wait_until(lambda: network.seen == len(started), "all to be blocked")
-            for terminal, number in zip(started, cycle(BOTH), strict=False):
-                stop(terminal, number)
-                ends_at_once(terminal, number)
-    finally:
-        own_broker.ctl("set_vm_memory_high_watermark", "0.4")
+    with own_broker.blocking_publishers(), Network(own_broker.url) as network:
+        network.watch(spec.Connection.Blocked)
+        started = [run(*command(script), url=network.url) for script in PRODUCERS]
+        started.append(run(NEW_TASK, url=network.url))  # which is there for both signals
+        wait_until(lambda: network.seen == len(started), "all to be blocked")
+        for terminal, number in zip(started, cycle(BOTH), strict=False):
+            stop(terminal, number)
+            ends_at_once(terminal, number)
 
 
 @SIGNALS
@@ -134,7 +119,7 @@ def test_an_idle_service(run: Run, broker: Broker, number: signal.Signals) -> No
     for service in services:
         stop(service, number)
     for service in services:
-        assert service.wait(30) == 0
+        assert service.wait() == 0
         assert service.error == []
         assert len(service.out) == 1  # it had nothing to finish
     assert [broker.consumers(QUEUE_OF[script]) for script in SERVICES] == [0, 0]
@@ -162,7 +147,7 @@ def test_a_service_at_work_finishes_its_task_and_takes_no_more(
         stop(service, number)
         service.expect("[*] Finishing this ")
     for script, service in services.items():
-        assert service.wait(60) == 0
+        assert service.wait() == 0
         assert service.error == []
         assert service.out.count(" at work") == 1
         assert DONE[script] in service.out
@@ -182,7 +167,7 @@ def test_a_service_that_is_told_twice_ends_at_once(
         stop(service, number)
         service.expect("To end at once press CTRL+C again")
         stop(service, number)
-        assert service.wait(60) == 128 + number
+        assert service.wait() == 128 + number
         assert service.error == []
         broker.wait_for_ready(QUEUE_OF[script], 1)
 
@@ -215,12 +200,18 @@ def test_a_service_that_has_lost_its_connection(
         for service in services.values():
             stop(service, signal.SIGTERM)
         for script, service in services.items():
-            assert service.wait(30) == 0
+            assert service.wait() == 0
             assert all("Connection lost" in line for line in service.error)
             broker.wait_for_ready(QUEUE_OF[script], int(busy))
 
 
 # In a container, in a pipeline, and anywhere in pika.
+
+
+PROCESS_1 = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
+AS_PROCESS_1 = (
+    f"import os, sys; os.execvp('unshare', {[*PROCESS_1, sys.executable]} + sys.argv[1:])"
+)
 
 
 def can_be_process_1() -> bool:
@@ -230,59 +221,37 @@ def can_be_process_1() -> bool:
     return False
 
 
-PROCESS_1 = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
-
-
-@contextlib.contextmanager
-def as_process_1(url: str, *command: str) -> Iterator[tuple[subprocess.Popen[str], psutil.Process]]:
-    """Run a script as a container does; yield what started it, and itself."""
-    with subprocess.Popen(
-        [*PROCESS_1, sys.executable, *command],
-        cwd=REPOSITORY,
-        env=script_environment(url),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as unshare:
-        try:
-            (script,) = wait_until(psutil.Process(unshare.pid).children, "the script to start")
-            yield unshare, script
-        finally:
-            unshare.kill()
-
-
-def test_as_process_1(broker: Broker, channel: BlockingChannel, variant: Variant) -> None:
+def test_as_process_1(run: Run, broker: Broker, channel: BlockingChannel, variant: Variant) -> None:
+    """As a container runs a script."""
     if not can_be_process_1():
         pytest.skip("this machine starts no process in a namespace of its own")
-    with contextlib.ExitStack() as started:
-        consumers = {}
-        for script in CONSUMERS:
-            path = variant(script, at_work(script, 1)) if script in SERVICES else script
-            consumers[script] = started.enter_context(
-                as_process_1(broker.url, path, *command(script)[1:])
-            )
-        for script, (unshare, consumer) in consumers.items():
-            assert unshare.stdout
-            assert "[*] Waiting" in unshare.stdout.readline()
-            if script in SERVICES:
-                publish(channel, script, b"1")
-                while "at work" not in unshare.stdout.readline():
-                    assert consumer.is_running()
-            consumer.send_signal(signal.SIGTERM)
-        for script, (unshare, _) in consumers.items():
-            out, error = unshare.communicate(timeout=60)
-            assert unshare.returncode == (0 if script in SERVICES else 128 + signal.SIGTERM)
-            assert error == ""
-            assert ("Done" in out) == (script == WORKER)
-    with Network(broker.url, mode="silent") as network, contextlib.ExitStack() as started:
+
+    def terminate(terminal: Terminal) -> None:
+        (script,) = psutil.Process(terminal.process.pid).children()
+        script.terminate()
+
+    consumers = {}
+    for script in CONSUMERS:
+        path = variant(script, at_work(script, 1)) if script in SERVICES else script
+        consumers[script] = run("-c", AS_PROCESS_1, path, *command(script)[1:])
+    for script, consumer in consumers.items():
+        consumer.expect_ready()
+        if script in SERVICES:
+            publish(channel, script, b"1")
+            consumer.expect("at work")
+        terminate(consumer)
+    for script, consumer in consumers.items():
+        assert consumer.wait() == (0 if script in SERVICES else 128 + signal.SIGTERM)
+        assert consumer.error == []
+        assert (" [x] Done" in consumer.out) == (script == WORKER)
+    with Network(broker.url, mode="silent") as network:
         producers = [
-            started.enter_context(as_process_1(network.url, *command(script)))
-            for script in (*SENDERS, CLIENT)
+            run("-c", AS_PROCESS_1, *command(script), url=network.url) for script in PRODUCERS
         ]
         wait_until(lambda: network.accepted == len(producers), "all to be connecting")
-        for unshare, producer in producers:
-            producer.send_signal(signal.SIGTERM)
-            assert unshare.wait(60) == 128 + signal.SIGTERM
+        for producer in producers:
+            terminate(producer)
+            assert producer.wait() == 128 + signal.SIGTERM
     assert [broker.ready(QUEUE_OF[script]) for script in SERVICES] == [0, 0]
 
 

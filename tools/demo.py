@@ -6,57 +6,30 @@ It runs on the same broker as the tests would, in the same terminals, and exits 
 a script does not do what the tutorial says.
 """
 
-import contextlib
-import sys
-from collections.abc import Callable
-
 from testbed.broker import Broker
+from testbed.programs import Programs
 from testbed.running import parser_with_broker, running_by_hand
 from testbed.terminal import Terminal
-
-# One colour a terminal, from those that read on a dark and on a light page.
-_COLOURS = (36, 35, 33, 32)
 
 # A program that only shows messages has nothing to finish, and ends as Ctrl+C ends any program.
 VIEWER_ENDED = 130
 
 
-class Stage:
-    """What a scene of the tour has: a narrator's voice, and terminals to type in."""
+def tell(text: str) -> None:
+    """Say what comes next, and what to look at."""
+    print(f"\n{text}", flush=True)
 
-    def __init__(self, broker: Broker, terminals: contextlib.ExitStack) -> None:
-        """Have scripts reach `broker`, and end with `terminals` what still runs."""
-        self._broker = broker
-        self._terminals = terminals
-        self._colourful = sys.stdout.isatty()
 
-    def title(self, text: str) -> None:
-        """Begin a part."""
-        print(f"\n{self._in_colour(1, text)}\n{'=' * len(text)}", flush=True)
-
-    def tell(self, text: str) -> None:
-        """Say what comes next, and what to look at."""
-        print(f"\n{text}", flush=True)
+class Stage(Programs):
+    """Terminals to type in, by their numbers, which show at once what is printed there."""
 
     def type(self, terminal: int, *command: str) -> Terminal:
         """Type a command line in the terminal of that number."""
-        name, url = str(terminal), self._broker.url
-        started = Terminal(name, url, self._show, *command, merge=True)
-        self._terminals.callback(started.wait)
-        self._terminals.callback(started.process.kill)
-        return started
+        return self.start(*command, name=str(terminal), merge=True)
 
     def type_and_wait(self, terminal: int, *command: str, code: int = 0) -> None:
-        """Type a command line, and wait until it is through.
-
-        Raises:
-            AssertionError: Its exit code is another one.
-        """
+        """Type a command line, and wait until it has ended with that exit code."""
         self.end(self.type(terminal, *command), code)
-
-    def wait_for_acknowledgements(self, queue: str) -> None:
-        """Wait until what the consumers of the queue have done is acknowledged, too."""
-        self._broker.wait_for_acknowledgements(queue)
 
     def end(self, terminal: Terminal, code: int = 0) -> None:
         """Wait until what runs in the terminal has ended.
@@ -68,75 +41,60 @@ class Stage:
             raise AssertionError(f"{terminal.command} ended with exit code {ended}, not {code}")
 
     def ctrl_c(self, *terminals: Terminal, code: int = 0) -> None:
-        """Press Ctrl+C in each terminal, and wait for its program's end.
-
-        Raises:
-            AssertionError: An exit code is another one.
-        """
+        """Press Ctrl+C in each terminal, and wait for its program's end."""
         for terminal in terminals:
             terminal.ctrl_c()
             self.end(terminal, code)
 
-    def _show(self, terminal: Terminal, line: str) -> None:
-        label = f"terminal {terminal.name} |"
-        colour = _COLOURS[int(terminal.name) % len(_COLOURS)]
-        # One write a line: lines of several terminals come at the same time.
-        sys.stdout.write(f"  {self._in_colour(colour, label)} {line}\n")
-        sys.stdout.flush()
-
-    def _in_colour(self, colour: int, text: str) -> str:
-        return f"\033[{colour}m{text}\033[0m" if self._colourful else text
+    def echo(self, terminal: Terminal, line: str) -> None:
+        """Show a line. One write each, since lines of several terminals come at the same time."""
+        print(f"  terminal {terminal.name} | {line}\n", end="", flush=True)
 
 
 def hello_world(stage: Stage) -> None:
-    """Part I."""
-    stage.title("Part I: Hello World")
-    stage.tell("A message is sent. Nobody listens yet, so it waits in the queue:")
+    """Part I: Hello World."""
+    tell("A message is sent. Nobody listens yet, so it waits in the queue:")
     stage.type_and_wait(1, "part_1/sender.py")
-    stage.tell("A receiver gets it as soon as it starts, and the next one as soon as it is sent:")
+    tell("A receiver gets it as soon as it starts, and the next one as soon as it is sent:")
     receiver = stage.type(2, "part_1/receive.py").expect("Received")
     stage.type_and_wait(1, "part_1/sender.py")
     receiver.expect("Received", times=2)
-    stage.tell("Ctrl+C ends the receiver at once:")
+    tell("Ctrl+C ends the receiver at once:")
     stage.ctrl_c(receiver, code=VIEWER_ENDED)
 
 
 def work_queues(stage: Stage) -> None:
-    """Part II."""
-    stage.title("Part II: Work Queues")
-    stage.tell("A task takes a second for each dot in it. Worker 1 is killed in the middle of one:")
+    """Part II: Work Queues."""
+    tell("A task takes a second for each dot in it. Worker 1 is killed in the middle of one:")
     killed = stage.type(1, "part_2/worker.py").expect_ready()
     stage.type_and_wait(3, "part_2/new_task.py", "Important task..")
     killed.expect("Received")
     killed.kill()
-    stage.tell("It had not acknowledged the task, so another worker gets it:")
+    tell("It had not acknowledged the task, so another worker gets it:")
     workers = [stage.type(2, "part_2/worker.py").expect("Done")]
-    stage.tell("Of two workers, the one that is not busy gets the next task:")
+    tell("Of two workers, the one that is not busy gets the next task:")
     workers.append(stage.type(1, "part_2/worker.py").expect_ready())
     for task in ("Heavy task...", "Light task", "Another light task"):
         stage.type_and_wait(3, "part_2/new_task.py", task)
     workers[0].expect("Done", times=2)
     workers[1].expect("Done", times=2)
-    stage.wait_for_acknowledgements("task_queue")
-    stage.tell(
-        "Ctrl+C lets a worker finish its task, if it has one, and then it ends. This has none:"
-    )
+    stage.broker.wait_for_acknowledgements("task_queue")
+    tell("Ctrl+C lets a worker finish its task, if it has one, and then it ends. This has none:")
     stage.ctrl_c(workers[0])
-    stage.tell("The other is told in the middle of a task. It finishes that, and takes no more:")
+    tell("The other is told in the middle of a task. It finishes that, and takes no more:")
     stage.type_and_wait(3, "part_2/new_task.py", "Current task...")
     workers[1].expect("Current task").ctrl_c()
     stage.type_and_wait(3, "part_2/new_task.py", "Next task.")
     stage.end(workers[1])
-    stage.tell("So the next task has waited for another worker:")
+    tell("So the next task has waited for another worker:")
     last = stage.type(2, "part_2/worker.py").expect("Done")
-    stage.wait_for_acknowledgements("task_queue")
+    stage.broker.wait_for_acknowledgements("task_queue")
     stage.ctrl_c(last)
 
 
 def publish_subscribe(stage: Stage) -> None:
-    """Part III."""
-    stage.title("Part III: Publish/Subscribe")
-    stage.tell("Whoever listens gets a copy of each message, from the moment on that it listens:")
+    """Part III: Publish/Subscribe."""
+    tell("Whoever listens gets a copy of each message, from the moment on that it listens:")
     first = stage.type(1, "part_3/receive_logs.py").expect_ready()
     stage.type_and_wait(3, "part_3/emit_log.py", "Early bird")
     second = stage.type(2, "part_3/receive_logs.py").expect_ready()
@@ -147,9 +105,8 @@ def publish_subscribe(stage: Stage) -> None:
 
 
 def routing(stage: Stage) -> None:
-    """Part IV."""
-    stage.title("Part IV: Routing")
-    stage.tell("One receiver wants errors only, the other everything:")
+    """Part IV: Routing."""
+    tell("One receiver wants errors only, the other everything:")
     errors = stage.type(1, "part_4/receive_logs_direct.py", "error").expect_ready()
     everything = stage.type(2, "part_4/receive_logs_direct.py", "info", "warning", "error")
     everything.expect_ready()
@@ -161,9 +118,8 @@ def routing(stage: Stage) -> None:
 
 
 def topics(stage: Stage) -> None:
-    """Part V."""
-    stage.title("Part V: Topics")
-    stage.tell("One receiver wants all of the kernel's messages, the other all that is critical:")
+    """Part V: Topics."""
+    tell("One receiver wants all of the kernel's messages, the other all that is critical:")
     kernel = stage.type(1, "part_5/receive_logs_topic.py", "kern.*").expect_ready()
     critical = stage.type(2, "part_5/receive_logs_topic.py", "*.critical").expect_ready()
     for key in ("kern.info", "cron.critical", "kern.critical"):
@@ -174,39 +130,21 @@ def topics(stage: Stage) -> None:
 
 
 def rpc(stage: Stage) -> None:
-    """Part VI."""
-    stage.title("Part VI: RPC")
-    stage.tell("A client asks, and waits for the answers to its three requests:")
+    """Part VI: RPC."""
+    tell("A client asks, and waits for the answers to its three requests:")
     servers = [stage.type(1, "part_6/rpc_server.py").expect_ready()]
     stage.type_and_wait(3, "part_6/rpc_client.py", "30", "5", "12")
-    stage.tell("A request that the server cannot do is answered too, and the client says so:")
+    tell("A request that the server cannot do is answered too, and the client says so:")
     stage.type_and_wait(3, "part_6/rpc_client.py", "-1", code=1)
-    stage.tell("Slow? A second server takes its share:")
+    tell("Slow? A second server takes its share:")
     servers.append(stage.type(2, "part_6/rpc_server.py").expect_ready())
     stage.type_and_wait(3, "part_6/rpc_client.py", "7", "8")
-    stage.tell("Ctrl+C ends a server as it ends a worker. These have nothing to finish:")
+    tell("Ctrl+C ends a server as it ends a worker. These have nothing to finish:")
     stage.ctrl_c(*servers)
 
 
-SCENES: tuple[Callable[[Stage], None], ...] = (
-    hello_world,
-    work_queues,
-    publish_subscribe,
-    routing,
-    topics,
-    rpc,
-)
-
-
-def play(scene: Callable[[Stage], None], broker: Broker) -> None:
-    """Play a scene on the broker, and leave it clean.
-
-    Raises:
-        AssertionError: It did not go as it should.
-    """
-    with contextlib.ExitStack() as terminals:
-        scene(Stage(broker, terminals))
-    broker.clean()
+#: Each has its title for a docstring.
+SCENES = (hello_world, work_queues, publish_subscribe, routing, topics, rpc)
 
 
 def main() -> None:
@@ -214,8 +152,12 @@ def main() -> None:
     arguments = parser_with_broker(__doc__).parse_args()
     with running_by_hand(arguments.broker) as broker:
         for scene in SCENES:
-            play(scene, broker)
-    print("\nAll of it ran as it should. README.md tells the story; make test proves it.")
+            title = str(scene.__doc__).rstrip(".")
+            tell(f"{title}\n{'=' * len(title)}")
+            with Stage(broker) as stage:
+                scene(stage)
+            broker.clean()
+    tell("All of it ran as it should. README.md tells the story; make test proves it.")
 
 
 if __name__ == "__main__":

@@ -64,6 +64,8 @@ ATTEMPTS = 5
 # The lines by which a worker's or a server's state is known.
 WAITING, FINISHING, DONE = " [*] Waiting for ", " [*] Finishing this ", " [x] Done"
 
+QUEUES = (TASK_QUEUE, RPC_QUEUE)
+
 Command = tuple[str, ...]
 
 
@@ -494,7 +496,7 @@ class Trial:
     def _finish(self) -> None:
         """Let the consumers come to an end, stop them, and look at what is left."""
         with contextlib.suppress(TimeoutError):  # the report tells what is left
-            wait_until(lambda: not any(self._left().values()), "empty queues", seconds=60)
+            wait_until(lambda: not any(map(self._busy_queue, QUEUES)), "empty queues")
         for kind, ended in (("worker", self._report.workers), ("server", self._report.servers)):
             for consumer in self._places[kind]:
                 self._stop(consumer, consumer.ctrl_c)
@@ -503,12 +505,11 @@ class Trial:
                 script, told = (self._scripts[kind],), consumer in self._told
                 ended.append(Ended(script, code, consumer.out, consumer.error, told=told))
         self._report.stopped_in = stopped_in(self.programs.printed, self._kills)
-        self._report.left = self._left()
+        self._report.left = {queue: self.broker.ready(queue) for queue in QUEUES}
         self._report.processes = processes_left()
 
-    def _left(self) -> dict[str, int]:
-        messages = self.broker.messages()
-        return {queue: messages.get(queue, 0) for queue in (TASK_QUEUE, RPC_QUEUE)}
+    def _busy_queue(self, queue: str) -> bool:
+        return bool(self.broker.ready(queue) or self.broker.unacknowledged(queue))
 
 
 def trial(
