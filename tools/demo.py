@@ -6,7 +6,6 @@ It runs on the same broker as the tests would, in the same terminals, and exits 
 a script does not do what the tutorial says.
 """
 
-from testbed.broker import Broker
 from testbed.programs import Programs
 from testbed.running import parser_with_broker, running_by_hand
 from testbed.terminal import Terminal

@@ -34,42 +34,38 @@ from tools.mutants_plugin import CAUGHT
 LIST = REPOSITORY / "tools" / "mutants.toml"
 
 # The files of the tests that hold for several scripts.
-OF_ALL_SCRIPTS = ["test_scripts", "test_stopping", "test_rpc_client", "test_any_input"]
+OF_ALL_SCRIPTS = ["test_scripts", "test_stopping", "test_any_input"]
 
 # Suites mostly wait, and have a broker each, so that two at a time do not disturb each other.
 AT_A_TIME = 2
 
 
 @dataclass(frozen=True)
-class Edit:
-    """A text that stands in a script once, and what replaces it."""
-
-    script: str
-    old: str
-    new: str
-
-
-@dataclass(frozen=True)
 class Mutant:
-    """A wrong edit: what was edited, in a few words, why it is wrong, and the edits."""
+    """A wrong edit: its name, the scripts that are edited, and what replaces what in each."""
 
     name: str
-    wrong: str
-    edits: Sequence[Edit]
+    scripts: Sequence[str]
+    edits: Sequence[tuple[str, str]]
 
     def edited(self, folder: Path) -> dict[str, str]:
-        """Return the text of each script that it edits, as it is in a repository's folder."""
-        texts = {edit.script: (folder / edit.script).read_text("utf-8") for edit in self.edits}
-        for edit in self.edits:
-            texts[edit.script] = replaced(texts[edit.script], (edit.old, edit.new))
-        return texts
+        """Return the text of each script, edited, as it is in a repository's folder."""
+        return {
+            script: replaced((folder / script).read_text(encoding="utf-8"), *self.edits)
+            for script in self.scripts
+        }
 
 
 def listed() -> list[Mutant]:
     """Return the mutants that the list has."""
-    listed = tomllib.loads(LIST.read_text(encoding="utf-8"))["mutant"]
     return [
-        Mutant(one["name"], one["wrong"], [Edit(**edit) for edit in one["edit"]]) for one in listed
+        Mutant(
+            f"{Path(scripts).stem}: {name}",
+            scripts.split(),
+            list(zip(texts[::2], texts[1::2], strict=True)),
+        )
+        for scripts, mutants in tomllib.loads(LIST.read_text(encoding="utf-8")).items()
+        for name, texts in mutants.items()
     ]
 
 
@@ -116,7 +112,7 @@ def copy(folder: Path, tree: Path) -> None:
 
 def files_for(mutant: Mutant, tree: Path) -> list[str]:
     """Return the suite's files: that of the mutant's part, those of all scripts, the rest."""
-    first = [f"test_{Path(edit.script).parent.name}" for edit in mutant.edits] + OF_ALL_SCRIPTS
+    first = [f"test_{Path(script).parent.name}" for script in mutant.scripts] + OF_ALL_SCRIPTS
     files = [path.relative_to(tree) for path in tree.glob("tests/test_*.py")]
     files.sort(key=lambda file: ([*first, file.stem].index(file.stem), file))
     return [str(file) for file in files]
@@ -187,7 +183,7 @@ def main() -> None:
         sys.exit(f"Nothing is shown, since a test fails without an edit: {error}")
     print(f"{len(chosen) - len(survivors)} of {len(chosen)} mutants were caught.")
     for mutant in survivors:
-        print(f"Not caught: {mutant.name}, though {mutant.wrong}.")
+        print(f"Not caught: {mutant.name}")
     sys.exit(bool(survivors))
 
 
