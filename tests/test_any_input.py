@@ -26,6 +26,7 @@ from testbed.broker import Broker
 from tests.conftest import Run
 from tests.scripts import CLIENT, SCRIPTS, SERVER, command
 from tests.test_scripts import NO_ADDRESS, NO_ADDRESSES
+from tools.faults import fibonacci
 
 # The same examples in each run, and as much time for each as a busy machine takes.
 settings.register_profile("stable", derandomize=True, deadline=None, database=None)
@@ -179,23 +180,13 @@ def test_arguments_are_taken_or_refused_with_the_usage(script: str, arguments: l
         assert printed.startswith("usage: ")
 
 
-def fib(n: int) -> int:
-    """Return the n-th Fibonacci number, by another way than the server's: doubling."""
-    a, b = 0, 1
-    for bit in f"{n:b}":
-        a, b = a * (2 * b - a), a * a + b * b
-        if bit == "1":
-            a, b = b, a + b
-    return a
-
-
 BODIES = st.binary(max_size=30) | st.text("0123456789", max_size=7).map(str.encode)
 
 
 def answer_to(body: bytes) -> tuple[str, str | None]:
     """Return what the server is to answer: "result" and its text, or "error"."""
     if re.fullmatch(rb"[0-9]{1,5}", body) and int(body) <= 20_000:
-        return "result", str(fib(int(body)))
+        return "result", str(fibonacci(int(body)))
     return "error", None
 
 
@@ -269,7 +260,7 @@ def test_any_number_and_timeout_ends_in_the_right_number_or_an_error(
             except ValueError:
                 assert n >= 10**4300  # Python itself does not print it
             else:
-                assert number == fib(n)
+                assert number == fibonacci(n)
                 assert timeout > 0
             assert client.requests == {}
 

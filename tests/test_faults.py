@@ -3,6 +3,7 @@
 import signal
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -13,29 +14,27 @@ from tools import faults
 from tools.faults import FULL, Ended, Report, Size
 
 SHORT = Size(
-    tasks=50,
-    clients=3,
+    tasks=30,
+    clients=2,
     faults={
         "kill a busy worker": 1,
-        "kill a worker": 1,
         "kill a busy server": 1,
-        "stop a busy worker": 2,
+        "stop a busy worker": 1,
         "stop a server": 1,
         "kill the broker": 1,
     },
 )
 
 
-@pytest.mark.timeout(180)  # it may wait for its programs for as long as they may take
 def test_a_short_run(own_broker: OwnBroker) -> None:
     planned = faults.plan(SHORT, seed=1)
-    report = faults.trial(own_broker, planned, print)
+    report = faults.Trial(own_broker, print).run(planned)
     print("\n".join(report.figures()))
     assert list(report.wrong(len(planned.jobs))) == []
     assert report.faults == SHORT.faults
     assert sum(sender.sent for sender in report.senders) == SHORT.tasks
     assert sum(client.through for client in report.clients) == SHORT.clients
-    assert len(report.workers) == faults.WORKERS + 4
+    assert len(report.workers) == faults.WORKERS + 2
     assert len(report.servers) == faults.SERVERS + 2
 
 
@@ -76,6 +75,7 @@ def worker(*tasks: str) -> Ended:
 
 CLEAR = " [!] No connection: AMQPConnectionError"
 ANSWERS = (" [x] Requesting fib(30), fib(5)", " [.] fib(30) = 832040", " [.] fib(5) = 5")
+MORE = [" [x] Received '2'", " [x] Done"]
 ANSWERED = Ended((CLIENT, "--timeout", "10", "30", "5"), 0, ANSWERS)
 
 
@@ -105,7 +105,7 @@ def test_what_may_happen_is_not_wrong() -> None:
         "3 tasks reported as sent, 3 of them done",
         "2 tasks in doubt, since their senders failed; 1 of them done",
         "1 tasks done twice or more",
-        "1 tasks finished by workers that were told to stop, 0 of them done twice",
+        "1 tasks finished by workers that were told to stop",
         "3 calls answered; 1 clients failed, and asked again",
     ]
 
@@ -114,102 +114,84 @@ def test_what_may_happen_is_not_wrong() -> None:
     ("broken", "complaint"),
     [
         (
-            replace(RIGHT, workers=[worker("2", "3", "3 again"), RIGHT.workers[2]]),
+            {"workers": [worker("2", "3", "3 again"), RIGHT.workers[2]]},
             "lost: '1' was sent, begun by 1 workers, and done by none",
         ),
         (
-            replace(RIGHT, workers=[*RIGHT.workers, worker("5")]),
+            {"workers": [*RIGHT.workers, worker("5")]},
             "never asked for: '5' was done, and nobody had sent it",
         ),
         (
-            replace(
-                RIGHT, clients=[ANSWERED, replace(ANSWERED, out=(*ANSWERS[:2], " [.] fib(5) = 8"))]
-            ),
+            {"clients": [ANSWERED, replace(ANSWERED, out=(*ANSWERS[:2], " [.] fib(5) = 8"))]},
             f"{CLIENT} printed 'fib(5) = 8' for 'fib(5) = 5'",
         ),
         (
-            replace(RIGHT, clients=[ANSWERED, replace(ANSWERED, out=ANSWERS[:2])]),
+            {"clients": [ANSWERED, replace(ANSWERED, out=ANSWERS[:2])]},
             f"{CLIENT} ended with exit code 0 and 1 of 2 answers",
         ),
         (
-            replace(RIGHT, clients=[ANSWERED, replace(ANSWERED, code=None, out=ANSWERS[:1])]),
+            {"clients": [ANSWERED, replace(ANSWERED, code=None, out=ANSWERS[:1])]},
             f"{CLIENT} '5' hung: [' [x] Requesting fib(30), fib(5)']",
         ),
         (
-            replace(RIGHT, senders=[*RIGHT.senders, sender("6", "What", "Why")]),
+            {"senders": [*RIGHT.senders, sender("6", "What", "Why")]},
             f"{NEW_TASK} '6' ended with exit code 1, without one clear line: ['What', 'Why']",
         ),
         (
-            replace(RIGHT, senders=[*RIGHT.senders, replace(sender("6", CLEAR), calm=True)]),
+            {"senders": [*RIGHT.senders, replace(sender("6", CLEAR), calm=True)]},
             f"{NEW_TASK} '6' failed, although the broker ran all the while: {CLEAR}",
         ),
         (
-            replace(RIGHT, senders=[*RIGHT.senders, Ended((NEW_TASK, "6"), 0)]),
+            {"senders": [*RIGHT.senders, Ended((NEW_TASK, "6"), 0)]},
             f"{NEW_TASK} '6' ended with exit code 0 and: []",
         ),
         (
-            replace(RIGHT, servers=[Ended((SERVER,), 1, error=["Traceback", "Error"])]),
+            {"servers": [Ended((SERVER,), 1, error=["Traceback", "Error"])]},
             f"{SERVER} ended by itself, exit code 1: ['Error']",
         ),
         (
-            replace(RIGHT, servers=[Ended((SERVER,), 0, told=True, error=["Odd"])]),
+            {"servers": [Ended((SERVER,), 0, told=True, error=["Odd"])]},
             f"{SERVER} said on stderr: ['Odd']",
         ),
+        ({"servers": [Ended((SERVER,), 0)]}, f"{SERVER} ended by itself, exit code 0: ()"),
         (
-            replace(RIGHT, servers=[Ended((SERVER,), 0)]),
-            f"{SERVER} ended by itself, exit code 0: ()",
-        ),
-        (
-            replace(RIGHT, servers=[Ended((SERVER,), -signal.SIGTERM, told=True)]),
+            {"servers": [Ended((SERVER,), -signal.SIGTERM, told=True)]},
             f"{SERVER} ended by itself, exit code -15: ()",
         ),
         (
-            replace(RIGHT, servers=[Ended((SERVER,), None, ["a", "b", "c"], told=True)]),
+            {"servers": [Ended((SERVER,), None, ["a", "b", "c"], told=True)]},
             f"{SERVER} was told to stop, and did not: ['b', 'c']",
         ),
         (
-            replace(
-                RIGHT,
-                workers=[*RIGHT.workers, replace(worker("1"), out=worker("1").out[:-1])],
-            ),
+            {"workers": [*RIGHT.workers, replace(worker("1"), out=worker("1").out[:-1])]},
             (
                 f"{WORKER} was told to stop, and dropped its task:"
                 f" [\" [x] Received '1'\", '{FINISHING}']"
             ),
         ),
         (  # and did not even say that it would finish it
-            replace(
-                RIGHT, workers=[*RIGHT.workers, replace(worker("1"), out=worker("1").out[:-2])]
-            ),
+            {"workers": [*RIGHT.workers, replace(worker("1"), out=worker("1").out[:-2])]},
             (
                 f"{WORKER} was told to stop, and dropped its task:"
                 " [' [*] Waiting for tasks', \" [x] Received '1'\"]"
             ),
         ),
         (
-            replace(
-                RIGHT,
-                workers=[
-                    *RIGHT.workers,
-                    replace(worker("1"), out=[*worker("1").out, " [x] Received '2'", " [x] Done"]),
-                ],
-            ),
-            (
-                f"{WORKER} was told to stop, and took more:"
-                " [' [x] Done', \" [x] Received '2'\", ' [x] Done']"
-            ),
+            {"workers": [*RIGHT.workers, replace(worker("1"), out=[*worker("1").out, *MORE])]},
+            f"{WORKER} was told to stop, and took more: {[' [x] Done', *MORE]}",
         ),
         (
-            replace(RIGHT, stopped_in={"'2'": 1}),
+            {"stopped_in": {"'2'": 1}},
             "done twice: '2', which a worker had finished when told to stop",
         ),
-        (replace(RIGHT, left={"task_queue": 3}), "3 messages are left in task_queue"),
-        (replace(RIGHT, processes=["python gone"]), "still running: python gone"),
+        ({"left": {"task_queue": 3}}, "3 messages are left in task_queue"),
+        ({"processes": ["python gone"]}, "still running: python gone"),
     ],
 )
-def test_what_may_not_happen_is_wrong(broken: Report, complaint: str) -> None:
-    jobs = sum(program.through for program in (*broken.senders, *broken.clients))
-    assert list(broken.wrong(jobs)) == [complaint]
+def test_what_may_not_happen_is_wrong(broken: dict[str, Any], complaint: str) -> None:
+    report = replace(RIGHT, **broken)
+    jobs = sum(program.through for program in (*report.senders, *report.clients))
+    assert list(report.wrong(jobs)) == [complaint]
 
 
 def test_a_job_that_never_succeeded_is_wrong() -> None:

@@ -6,19 +6,9 @@ from testbed.broker import Broker
 from tools import load
 from tools.load import LEAK, SLACK, Size, bodies, brief
 
-SMALL = Size(
-    workers=3,
-    tasks=30,
-    large_tasks=1,
-    receivers=3,
-    messages=4,
-    large_messages=1,
-    warm=100,
-    more=100,
-)
+SMALL = Size(workers=3, tasks=30, receivers=3, messages=4, warm=100, more=100)
 
 
-@pytest.mark.timeout(180)  # it waits a while for what is lost
 def test_a_small_run(broker: Broker) -> None:
     told: list[str] = []
     assert list(load.load(broker, SMALL, told.append)) == []
@@ -28,9 +18,9 @@ def test_a_small_run(broker: Broker) -> None:
     assert sum(" MB after 100 more" in line for line in told) == 2
 
 
-TASKS = bodies("task", 4, 1)
+TASKS = bodies("task", 4, large=100)
 RECEIVED = [f" [x] Received {task!r}" for task in TASKS]
-MESSAGES = bodies("message", 4, 1)
+MESSAGES = bodies("message", 4, large=100)
 COPIES = [f" [x] {message!r}" for message in MESSAGES]
 
 
@@ -39,9 +29,8 @@ def worker(*received: str) -> list[str]:
     return [brief(line) for begun in received for line in (begun, " [x] Done")]
 
 
-def test_bodies_are_all_different_and_some_are_large() -> None:
+def test_a_long_line_is_kept_as_a_digest() -> None:
     assert [len(body) for body in TASKS] == [6, 6, 6, 1_000_000]
-    assert [body[:6] for body in TASKS] == ["task 1", "task 2", "task 3", "task 4"]
     assert len(brief(RECEIVED[3])) < 200
     assert brief(RECEIVED[3]) != brief(RECEIVED[3].replace("xxx'", "xxy'"))
 
@@ -70,8 +59,8 @@ def test_a_task_that_is_lost_or_was_never_sent_is_wrong(printed: list[str], comp
     ("printed", "complaint"),
     [
         (COPIES[:1] + COPIES[2:], "lost 1 messages, the first \" [x] 'message 2'\""),
-        (COPIES + COPIES[:1], "got 5 messages for 4, or not in their order"),
-        (COPIES[1::-1] + COPIES[2:], "got 4 messages for 4, or not in their order"),
+        (COPIES + COPIES[:1], "got 5 of 4, or not in their order"),
+        (COPIES[1::-1] + COPIES[2:], "got 4 of 4, or not in their order"),
     ],
 )
 def test_a_copy_that_is_lost_or_out_of_order_is_wrong(printed: list[str], complaint: str) -> None:

@@ -71,13 +71,7 @@ Command = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Size:
-    """How much is done, and how many faults of each kind there are meanwhile.
-
-    Attributes:
-        tasks: How many tasks are sent.
-        clients: How many times rpc_client.py is run.
-        faults: How many there are, by what is done.
-    """
+    """How many tasks are sent, how often rpc_client.py runs, and how many faults of which kind."""
 
     tasks: int
     clients: int
@@ -141,19 +135,14 @@ def plan(size: Size, seed: int) -> Plan:
 
 @dataclass(frozen=True)
 class Ended:
-    """A program that has ended: its command line, its exit code and what it printed.
-
-    The exit code is None where it hung, and was killed for it. `calm` tells whether the broker ran
-    all the while; what befell workers and servers is for nobody else to notice. `told` says of a
-    worker or a server that it was told to stop, and not killed.
-    """
+    """A program that has ended: its command line, its exit code and what it printed."""
 
     command: Command
-    code: int | None
+    code: int | None  # None where it hung, and was killed for it
     out: Sequence[str] = ()
     error: Sequence[str] = ()
-    calm: bool = False
-    told: bool = False
+    calm: bool = False  # whether the broker ran all the while
+    told: bool = False  # of a worker or a server: to stop, and not killed
 
     @property
     def task(self) -> str:
@@ -268,26 +257,17 @@ def wrong_with_tasks(senders: Iterable[Ended], workers: Sequence[Ended]) -> Iter
 
 @dataclass
 class Report:
-    """What came of a run.
-
-    Attributes:
-        senders: Each run of new_task.py.
-        clients: Each run of rpc_client.py.
-        workers: Each worker.
-        servers: Each server.
-        stopped_in: The tasks that workers finished when told to stop, and how often each came
-            again.
-        faults: How often what was done.
-        left: How many messages each queue has in the end, with consumers or ready for them.
-        processes: The command lines of what still runs in the end.
-    """
+    """What came of a run: each run of new_task.py and rpc_client.py, the workers and servers."""
 
     senders: list[Ended] = field(default_factory=list)
     clients: list[Ended] = field(default_factory=list)
     workers: list[Ended] = field(default_factory=list)
     servers: list[Ended] = field(default_factory=list)
+    #: The tasks that workers finished when told to stop, and how often each came again.
     stopped_in: dict[str, int] = field(default_factory=dict)
+    #: How often what was done.
     faults: Counter[str] = field(default_factory=Counter)
+    #: How many messages each queue has in the end, and the command lines of what still runs.
     left: dict[str, int] = field(default_factory=dict)
     processes: list[str] = field(default_factory=list)
 
@@ -327,11 +307,7 @@ class Report:
         yield f"{len(sent)} tasks reported as sent, {len(sent & done.keys())} of them done"
         yield f"{len(doubtful)} tasks in doubt, since their senders failed; {arrived} of them done"
         yield f"{again} tasks done twice or more"
-        came_again = sum(times > 0 for times in self.stopped_in.values())
-        yield (
-            f"{len(self.stopped_in)} tasks finished by workers that were told to stop,"
-            f" {came_again} of them done twice"
-        )
+        yield f"{len(self.stopped_in)} tasks finished by workers that were told to stop"
         answers = sum(line.startswith(" [.] ") for client in self.clients for line in client.out)
         failed = sum(client.code != 0 for client in self.clients)
         yield f"{answers} calls answered; {failed} clients failed, and asked again"
@@ -339,27 +315,23 @@ class Report:
             yield f"{what}: {times} times"
 
 
-@dataclass
 class Trial:
-    """A run of the programs on a broker, with faults.
+    """A run of the programs on a broker, with faults."""
 
-    Attributes:
-        broker: It is stopped and killed.
-        programs: What is started.
-        tell: Is called with a line for each fault.
-        worker: The path of a script to run in the place of the tutorial's.
-        server: The same for the server.
-    """
+    def __init__(
+        self,
+        broker: OwnBroker,
+        tell: Callable[[str], None],
+        worker: str = WORKER,
+        server: str = SERVER,
+    ) -> None:
+        """Prepare a run; `tell` is called with a line for each fault.
 
-    broker: OwnBroker
-    programs: Programs
-    tell: Callable[[str], None]
-    worker: str = WORKER
-    server: str = SERVER
-
-    def __post_init__(self) -> None:
-        """Begin with nothing started, and nothing done."""
-        self._scripts = {"worker": self.worker, "server": self.server}
+        Other scripts may run in the place of the tutorial's worker and server.
+        """
+        self._broker, self._tell = broker, tell
+        self._scripts = {"worker": worker, "server": server}
+        self._programs = Programs(broker)
         #: All that were ever started, and those of them that run, in their places.
         self._consumers: dict[str, list[Terminal]] = {"worker": [], "server": []}
         self._places: dict[str, list[Terminal]] = {"worker": [], "server": []}
@@ -375,11 +347,16 @@ class Trial:
 
     def run(self, plan: Plan) -> Report:
         """Do the jobs, with the faults; return what came of them."""
+        with self._programs:
+            self._run(plan)
+        return self._report
+
+    def _run(self, plan: Plan) -> None:
         for kind, number in (("worker", WORKERS), ("server", SERVERS)):
             self._places[kind] = [self._start(kind) for _ in range(number)]
             for consumer in self._places[kind]:
                 consumer.expect_ready()
-        self.broker.settle()
+        self._broker.settle()
         self._jobs.extend(plan.jobs)
         self._broker_runs.set()
         with ThreadPoolExecutor(SHELLS) as pool:
@@ -393,10 +370,9 @@ class Trial:
                 self._jobs.clear()
                 self._broker_runs.set()
         self._finish()
-        return self._report
 
     def _start(self, kind: str) -> Terminal:
-        consumer = self.programs.start(self._scripts[kind])
+        consumer = self._programs.start(self._scripts[kind])
         self._consumers[kind].append(consumer)
         return consumer
 
@@ -430,7 +406,7 @@ class Trial:
 
     def _program(self, command: Command) -> Ended:
         outages, calm = self._outages, self._broker_runs.is_set()  # in this order, as they change
-        terminal = self.programs.start(*command)
+        terminal = self._programs.start(*command)
         if command[0] == CLIENT:
             self._asking.add(terminal)
         try:
@@ -448,11 +424,11 @@ class Trial:
             self._broker_runs.clear()
             self._outages += 1
             if fault.what == "stop the broker":
-                self.broker.stop()
+                self._broker.stop()
             else:
                 self._kills.append(time.perf_counter())  # the clock of what is printed
-                self.broker.kill()
-            self.broker.start()
+                self._broker.kill()
+            self._broker.start()
             self._broker_runs.set()
         else:
             verb, *_, kind = fault.what.split()
@@ -471,7 +447,7 @@ class Trial:
             place = self._places[kind].index(consumer)
             self._places[kind][place] = self._start(kind).expect_ready()
         self._report.faults[fault.what] += 1
-        self.tell(
+        self._tell(
             f"after {fault.after} jobs: {fault.what}, and start it again"
             f" ({time.monotonic() - began:.1f} s)"
         )
@@ -504,24 +480,12 @@ class Trial:
                 code = None if consumer in self._hung else consumer.wait()
                 script, told = (self._scripts[kind],), consumer in self._told
                 ended.append(Ended(script, code, consumer.out, consumer.error, told=told))
-        self._report.stopped_in = stopped_in(self.programs.printed, self._kills)
-        self._report.left = {queue: self.broker.ready(queue) for queue in QUEUES}
+        self._report.stopped_in = stopped_in(self._programs.printed, self._kills)
+        self._report.left = {queue: self._broker.ready(queue) for queue in QUEUES}
         self._report.processes = processes_left()
 
     def _busy_queue(self, queue: str) -> bool:
-        return bool(self.broker.ready(queue) or self.broker.unacknowledged(queue))
-
-
-def trial(
-    broker: OwnBroker,
-    planned: Plan,
-    tell: Callable[[str], None],
-    worker: str = WORKER,
-    server: str = SERVER,
-) -> Report:
-    """Do the jobs of a plan, with its faults; return what came of them. See `Trial`."""
-    with Programs(broker) as programs:
-        return Trial(broker, programs, tell, worker, server).run(planned)
+        return bool(self._broker.ready(queue) or self._broker.unacknowledged(queue))
 
 
 def main() -> None:
@@ -540,7 +504,7 @@ def main() -> None:
                 f"{broker.description} is somebody's, and this run stops and kills its broker:"
                 " unset RABBITMQ_URL, or choose --broker=docker or --broker=local"
             )
-        report = trial(broker, planned, tell, arguments.worker, arguments.server)
+        report = Trial(broker, tell, arguments.worker, arguments.server).run(planned)
     print("\n".join(["", *report.figures()]))
     wrong = list(report.wrong(len(planned.jobs)))
     if wrong:

@@ -53,39 +53,17 @@ WINDOW = 100
 
 @dataclass(frozen=True)
 class Size:
-    """How much is done.
-
-    Attributes:
-        workers: How many there are.
-        tasks: How many they share.
-        large_tasks: How many of these are of a megabyte.
-        receivers: How many there are.
-        messages: How many each of them gets.
-        large_messages: How many of these are of a megabyte.
-        warm: How many tasks, or requests, come before one worker's memory is first looked at.
-        more: How many come then.
-    """
+    """How much is done."""
 
     workers: int
-    tasks: int
-    large_tasks: int
+    tasks: int  # that they share; each hundredth is of a megabyte
     receivers: int
-    messages: int
-    large_messages: int
-    warm: int
-    more: int
+    messages: int  # for each of them; each 25th is of a megabyte
+    warm: int  # tasks, or requests, before one program's memory is first looked at
+    more: int  # and then
 
 
-FULL = Size(
-    workers=200,
-    tasks=10_000,
-    large_tasks=100,
-    receivers=200,
-    messages=50,
-    large_messages=2,
-    warm=2_000,
-    more=8_000,
-)
+FULL = Size(workers=200, tasks=10_000, receivers=200, messages=50, warm=2_000, more=8_000)
 
 
 def brief(line: str) -> str:
@@ -96,9 +74,9 @@ def brief(line: str) -> str:
 
 
 def bodies(what: str, number: int, large: int) -> list[str]:
-    """Return so many bodies, all different, of which so many are of a megabyte."""
+    """Return so many bodies, all different. One in so many, and the last, is of a megabyte."""
     return [
-        f"{what} {n}".ljust(MEGABYTE if n % (number // large) == 0 else 0, "x")
+        f"{what} {n}".ljust(MEGABYTE if n % large == 0 or n == number else 0, "x")
         for n in range(1, number + 1)
     ]
 
@@ -121,10 +99,7 @@ def wrong_with_copies(messages: Sequence[str], printed: Sequence[Sequence[str]])
         if missing := Counter(expected) - Counter(got):
             yield f"receiver {number} lost {missing.total()} messages, the first {min(missing)!r}"
         elif got != expected:
-            yield (
-                f"receiver {number} got {len(got)} messages for {len(expected)},"
-                " or not in their order"
-            )
+            yield f"receiver {number} got {len(got)} of {len(expected)}, or not in their order"
 
 
 def wrong_with_memory(name: str, before: int, after: int, number: int) -> Iterator[str]:
@@ -153,18 +128,14 @@ class Load:
         self._size = size
         self._tell = tell
 
-    def workers(self, script: str = WORKER) -> Iterator[str]:
+    def workers(self) -> Iterator[str]:
         """Have many workers share many tasks; say what is wrong."""
-        tasks = bodies("task", self._size.tasks, self._size.large_tasks)
+        tasks = bodies("task", self._size.tasks, large=100)
         with Programs(self._broker, brief) as programs, self._broker.channel() as channel:
-            self._start(programs, self._size.workers, script)
+            self._start(programs, self._size.workers, WORKER)
             channel.confirm_delivery()
             began = time.perf_counter()
             publish_tasks(channel, tasks)
-            took = time.perf_counter() - began
-            self._tell(
-                f"{len(tasks):,} tasks sent and confirmed, {len(tasks) / took:,.0f} a second"
-            )
             ended = wait_for_lines(programs, " [x] Done", len(tasks))
             self._broker.wait_for_acknowledgements(TASK_QUEUE)
             yield from wrong_with_ends(programs.started)
@@ -173,26 +144,22 @@ class Load:
             printed = [worker.out for worker in programs.started]
         yield from wrong_with_work(tasks, printed)
         done = Counter(task for lines in printed for task in tasks_done(lines))
-        shares = [sum(1 for _ in tasks_done(lines)) for lines in printed]
         self._tell(
             f"{len(done):,} tasks done, {done.total() / (ended - began):,.0f} a second,"
-            f" {sum(times > 1 for times in done.values())} of them twice;"
-            f" {min(shares)} to {max(shares)} by each worker"
+            f" {sum(times > 1 for times in done.values())} of them twice"
         )
 
-    def receivers(self, script: str = RECEIVER) -> Iterator[str]:
+    def receivers(self) -> Iterator[str]:
         """Have many receivers get a copy each of some messages; say what is wrong."""
-        messages = bodies("message", self._size.messages, self._size.large_messages)
+        messages = bodies("message", self._size.messages, large=25)
         with Programs(self._broker, brief) as programs, self._broker.channel() as channel:
-            self._start(programs, self._size.receivers, script)
+            self._start(programs, self._size.receivers, RECEIVER)
             began = time.perf_counter()
             for message in messages:
                 channel.basic_publish(exchange=LOGS, routing_key="", body=message.encode())
             copies = len(messages) * self._size.receivers
             ended = wait_for_lines(programs, " [x] ", copies)
-            yield from wrong_with_ends(
-                programs.started, code=130
-            )  # a viewer ends as Ctrl+C ends it
+            yield from wrong_with_ends(programs.started, code=130)  # as Ctrl+C ends a viewer
             printed = [receiver.out for receiver in programs.started]
         yield from wrong_with_copies(messages, printed)
         got = sum(line.startswith(" [x] ") for lines in printed for line in lines)
@@ -200,10 +167,10 @@ class Load:
             f"{got:,} copies of {len(messages)} messages, {got / (ended - began):,.0f} a second"
         )
 
-    def memory_of_a_worker(self, script: str = WORKER) -> Iterator[str]:
+    def memory_of_a_worker(self) -> Iterator[str]:
         """Have one worker do many tasks; say whether it keeps memory of them."""
         with Programs(self._broker, brief) as programs, self._broker.channel() as channel:
-            worker = programs.start(script).expect_ready()
+            worker = programs.start(WORKER).expect_ready()
             done = 0
 
             def work(number: int) -> None:
@@ -216,10 +183,10 @@ class Load:
             self._broker.wait_for_acknowledgements(TASK_QUEUE)
             yield from wrong_with_ends(programs.started)
 
-    def memory_of_a_server(self, script: str = SERVER) -> Iterator[str]:
+    def memory_of_a_server(self) -> Iterator[str]:
         """Have one server answer many requests; say whether it keeps memory of them."""
         with Programs(self._broker, brief) as programs:
-            server = programs.start(script).expect_ready()
+            server = programs.start(SERVER).expect_ready()
             with FibonacciRpcClient(pika.URLParameters(self._broker.url)) as client:
 
                 def ask(number: int) -> None:
@@ -271,46 +238,26 @@ def wait_for_lines(programs: Programs, text: str, number: int) -> float:
     return programs.printed[-1][0]
 
 
-def load(
-    broker: Broker,
-    size: Size,
-    tell: Callable[[str], None],
-    worker: str = WORKER,
-    receiver: str = RECEIVER,
-    server: str = SERVER,
-) -> Iterator[str]:
+def load(broker: Broker, size: Size, tell: Callable[[str], None]) -> Iterator[str]:
     """Put all of the load on the broker, one kind after the other; say what is wrong.
 
     Args:
         broker: It is left clean.
         size: How much is done.
         tell: Is called with each figure, as a line.
-        worker: The path of a script to run in the place of the tutorial's.
-        receiver: The same for the receiver.
-        server: The same for the server.
     """
     one = Load(broker, size, tell)
-    for wrong in (
-        one.workers(worker),
-        one.receivers(receiver),
-        one.memory_of_a_worker(worker),
-        one.memory_of_a_server(server),
-    ):
-        yield from wrong
+    for put in (one.workers, one.receivers, one.memory_of_a_worker, one.memory_of_a_server):
+        yield from put()
         broker.clean()
 
 
 def main() -> None:
     """Put the whole load on; exit with 1 if anything is wrong."""
-    parser = parser_with_broker(__doc__)
-    parser.add_argument("--worker", default=WORKER, help="another script in the place of worker.py")
-    parser.add_argument("--receiver", default=RECEIVER, help="the same for receive_logs.py")
-    parser.add_argument("--server", default=SERVER, help="the same for rpc_server.py")
-    arguments = parser.parse_args()
+    arguments = parser_with_broker(__doc__).parse_args()
     tell = telling()
-    scripts = (arguments.worker, arguments.receiver, arguments.server)
     with running_by_hand(arguments.broker) as broker:
-        wrong = list(load(broker, FULL, tell, *scripts))
+        wrong = list(load(broker, FULL, tell))
     if wrong:
         sys.exit("\n".join(["", *wrong[:20], f"{len(wrong)} wrong"]))
     tell("all as it should be")
