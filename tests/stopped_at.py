@@ -13,74 +13,60 @@ import os
 import runpy
 import signal
 import sys
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from types import FrameType
 
 import pika
 from pika.adapters.blocking_connection import BlockingChannel
 
-Main = Callable[[], None]
 
+def run(script: str, queue: str, line: int) -> None:
+    """Run the script in this process, which ends with it."""
+    traced = str(Path(pika.__file__).parent), script
+    executed, told = 0, False
+    basic_ack = BlockingChannel.basic_ack
 
-class Place:
-    """A line of a run, by its number. What is traced is pika and the script."""
+    def tell() -> None:
+        nonlocal told
+        if not told:
+            told = True
+            os.write(1, b"signal\n")
+            signal.raise_signal(signal.SIGTERM)
 
-    def __init__(self, script: str, line: int) -> None:
-        self.line, self.executed = line, 0
-        self._traced = (str(Path(pika.__file__).parent), script)
-
-    def trace(self, frame: FrameType, event: str, _: object) -> object:
-        """Count the lines, and send the signal at that one."""
-        if not frame.f_code.co_filename.startswith(self._traced):
+    def trace(frame: FrameType, event: str, _: object) -> object:
+        nonlocal executed
+        if not frame.f_code.co_filename.startswith(traced):
             return None
-        if event == "line":
-            self.executed += 1
-            if self.executed == self.line:
-                self.send_signal()
-        return self.trace
+        executed += event == "line"
+        if executed == line:
+            tell()
+        return trace
 
-    def send_signal(self) -> None:
-        """Say so, and send it."""
-        os.write(1, b"signal\n")
-        signal.raise_signal(signal.SIGTERM)
+    def acknowledge(channel: BlockingChannel, delivery_tag: int) -> None:
+        basic_ack(channel, delivery_tag=delivery_tag)
+        os.write(1, b"acknowledged at %d\n" % executed)
+        tell()
 
-    def acknowledge(
-        self, channel: BlockingChannel, delivery_tag: int, *, acknowledge: Callable[..., None]
-    ) -> None:
-        """Acknowledge a task, as pika does; say so, and at which line."""
-        acknowledge(channel, delivery_tag=delivery_tag)
-        os.write(1, b"acknowledged at %d\n" % self.executed)
-        if self.executed < self.line:
-            self.line = 0
-            self.send_signal()
-
-
-def run(main: Main, queue: str, place: Place, output: int) -> None:
-    """Run the script's `main` in this process, which ends with it."""
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - for as long as we live
-    main.__globals__["QUEUE"] = f"{queue}{place.line}"
-    acknowledge = partial(Place.acknowledge, place, acknowledge=BlockingChannel.basic_ack)
-    BlockingChannel.basic_ack = lambda self, delivery_tag: acknowledge(self, delivery_tag)  # type: ignore[method-assign, misc, assignment]
-    sys.settrace(place.trace)  # type: ignore[arg-type]
+    BlockingChannel.basic_ack = acknowledge  # type: ignore[method-assign, assignment]
+    sys.argv = [script]
+    main = runpy.run_path(script)["main"]
+    main.__globals__["QUEUE"] = f"{queue}{line}"
+    sys.settrace(trace)  # type: ignore[arg-type]
     main()
     os._exit(0)
 
 
-def all_runs() -> None:
-    """Fork a process for each line, and wait for all of them."""
+if __name__ == "__main__":
     script, queue, *lines = sys.argv[1:]
-    sys.argv = [script]
-    main = runpy.run_path(script)["main"]
     runs = []
     for line in map(int, lines):
         reading, writing = os.pipe()
         process = os.fork()
         if not process:
-            run(main, queue, Place(script, line), writing)
+            os.dup2(writing, 1)
+            os.dup2(writing, 2)
+            sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - for as long as we live
+            run(script, queue, line)
         os.close(writing)
         runs.append((line, process, reading))
     for line, process, reading in runs:
@@ -88,7 +74,3 @@ def all_runs() -> None:
             printed = output.read().splitlines()
         code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
         print(json.dumps([line, code, printed]), flush=True)
-
-
-if __name__ == "__main__":
-    all_runs()

@@ -444,73 +444,42 @@ def without_pauses(folder: Path, script: str) -> str:
     return str(program)
 
 
-def stop_reading(process: subprocess.Popen[bytes], first: bytes = b"") -> None:
-    """Close the program's output, once its first line was read, as `| head -1` does."""
-    assert process.stdout
-    assert first in (process.stdout.readline() if first else b"")
-    process.stdout.close()
-
-
 def test_output_that_cannot_be_written(broker: Broker, channel: BlockingChannel) -> None:
-    def start(output: int | None, *command: str) -> subprocess.Popen[bytes]:
-        process = processes.enter_context(
-            subprocess.Popen(
-                [sys.executable, *command],
-                cwd=REPOSITORY,
-                env=script_environment(broker.url),
-                stdout=output,
-                stderr=subprocess.PIPE,
-            )
+    def start(script: str, output: int, clue: str) -> None:
+        process = subprocess.Popen(
+            [sys.executable, *command(script)],
+            cwd=REPOSITORY,
+            env=script_environment(broker.url),
+            stdout=output,
+            stderr=subprocess.PIPE,
+            text=True,
         )
+        os.close(output)
+        processes.enter_context(process)
         processes.callback(process.kill)
-        return process
+        started.append((process, clue))
 
+    started: list[tuple[subprocess.Popen[str], str]] = []
     with contextlib.ExitStack() as processes:
-        # A file on a disk that is full.
-        full = processes.enter_context(Path("/dev/full").open("wb"))
-        ended = [
-            (start(full.fileno(), *command(script)), b"No space left on device")
-            for script in SCRIPTS
-            if script != CLIENT
-        ]
-
-        # A terminal window that was closed.
-        for script in CONSUMERS:
-            window, terminal = pty.openpty()
-            consumer = start(terminal, *command(script))
-            os.close(terminal)
-            with open(window, "rb", buffering=0) as lines:  # noqa: PTH123 - a file descriptor
-                assert b"[*] Waiting" in lines.read(1000)
-            ended.append((consumer, b"Input/output error"))
-        for script in CONSUMERS:
+        for script in (*SENDERS, *CONSUMERS):  # a file on a disk that is full
+            start(script, os.open("/dev/full", os.O_WRONLY), "No space left on device")
+        # The other end of a pipe that has ended, as in `| head -1`, and a window that was closed.
+        for ends, clue in ((os.pipe, "Broken pipe"), (pty.openpty, "Input/output error")):
+            for script in (*CONSUMERS, *SENDERS) if ends is os.pipe else CONSUMERS:
+                reading, writing = ends()
+                start(script, writing, clue)
+                with open(reading, "rb", buffering=0) as lines:  # noqa: PTH123 - a file descriptor
+                    assert script in SENDERS or b"[*] Waiting" in lines.read(1000)
+        for script in (*CONSUMERS, *CONSUMERS):
             publish(channel, script, b"1")
-        for process, said in ended:
-            fails_with_one_line_of_bytes(process, said)
-        for queue in QUEUES:
-            channel.queue_purge(queue=queue)
-
-        # The other end of a pipe that has ended, as in `python part_2/worker.py | head -1`.
-        consumers = [start(subprocess.PIPE, *command(script)) for script in CONSUMERS]
-        for process in consumers:
-            stop_reading(process, b"[*] Waiting")
-        for script in CONSUMERS:
-            publish(channel, script, b"1")
-        senders = [start(subprocess.PIPE, *command(script)) for script in SENDERS]
-        for process in senders:
-            stop_reading(process)
-        for process in (*consumers, *senders):
-            fails_with_one_line_of_bytes(process, b"Broken pipe")
-    broker.wait_for_ready("task_queue", 2)  # what could not be shown was not acknowledged
-    broker.wait_for_ready("rpc_queue", 1)
-
-
-def fails_with_one_line_of_bytes(process: subprocess.Popen[bytes], clue: bytes) -> None:
-    """Assert that a program ends with exit code 1, and with one line on stderr that says why."""
-    assert process.wait() == 1, process.args
-    assert process.stderr
-    (line,) = process.stderr.read().splitlines()
-    assert line.startswith(b" [!] ")
-    assert clue in line
+        for process, clue in started:
+            assert process.wait(60) == 1, process.args
+            assert process.stderr
+            (line,) = process.stderr.read().splitlines()
+            assert line.startswith(" [!] ")
+            assert clue in line
+    broker.wait_for_ready("task_queue", 4)  # what could not be shown was not acknowledged
+    broker.wait_for_ready("rpc_queue", 2)
 
 
 # An error of the reader's own code.
