@@ -81,10 +81,7 @@ class Broker:
             return int(channel.queue_declare(queue=queue, passive=True).method.message_count)
 
     def wait_for_ready(self, queue: str, number: int) -> None:
-        """Wait until so many messages of the queue wait for a consumer.
-
-        What a consumer had got is ready again once the broker sees that its connection is closed.
-        """
+        """Wait until so many messages of the queue wait for a consumer."""
         wait_until(lambda: self.ready(queue) == number, f"{number} messages ready in {queue}")
 
     def consumers(self, queue: str) -> int:
@@ -117,18 +114,13 @@ class Broker:
         return list(self.management(path))
 
     def management(self, path: str, method: str = "GET", body: dict[str, Any] | None = None) -> Any:  # noqa: ANN401 - JSON
-        """Return what the management API answers to a request, decoded.
-
-        Args:
-            path: What follows /api/ in the address.
-            method: Of HTTP.
-            body: What to send with it, to be encoded as JSON.
+        """Return what the management API answers to a request for what follows /api/, decoded.
 
         Raises:
             requests.RequestException: There is no such API, or it refuses.
         """
         address = f"{self.management_url}/api/{path}"
-        answer = requests.request(method, address, json=body, timeout=10)
+        answer = requests.request(method, address, json=body, timeout=60)
         answer.raise_for_status()
         return answer.json() if answer.content else None
 
@@ -205,9 +197,7 @@ class OwnBroker(Broker, ABC):
         """Have all queues that were declared written to disk, as happens soon by itself.
 
         RabbitMQ 3.10.8 killed outright right after a declaration has sometimes forgotten the queue,
-        with what was confirmed in it: 3 of 24 times, and never (of 40) after this. A node of a
-        cluster has its replicas in files of their own, and may then not find the one that was made
-        last. Khepri, where RabbitMQ keeps its queues in later versions, needs none of the first.
+        with what was confirmed in it: 3 of 24 times, and never (of 40) after this.
         """
         self.ctl("eval", "catch mnesia:dump_log(), [dets:sync(Table) || Table <- dets:all()].")
 

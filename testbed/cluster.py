@@ -44,12 +44,12 @@ class Cluster(Broker):
         description: str,
         *around: contextlib.AbstractContextManager[object],
     ) -> None:
-        """Take nodes that are configured to form a cluster, and their load balancer.
+        """Take nodes that are configured to form a cluster, none of them started yet.
 
         Args:
-            nodes: None of them is started yet.
-            host: Returns that of the balancer, once it runs.
-            port: At which it takes AMQP connections.
+            nodes: The nodes.
+            host: Returns that of their load balancer, once it runs.
+            port: At which the balancer takes AMQP connections.
             page: The port of its page of statistics.
             description: What it is, for the header of a run.
             around: What runs before the first node and until after the last, the balancer too.
@@ -79,7 +79,7 @@ class Cluster(Broker):
         with ThreadPoolExecutor(max_workers=1 if self.running else len(self.nodes)) as pool:
             list(pool.map(lambda node: node.start(), down))
         self._down.clear()
-        wait_until(lambda: all(map(self._complete, self.nodes)), "one cluster of all nodes", 60)
+        wait_until(lambda: all(map(self._complete, self.nodes)), "one cluster of all nodes")
         self._use_running()
 
     def kill_nodes(self, *nodes: OwnBroker) -> None:
@@ -125,10 +125,16 @@ class Cluster(Broker):
 
         page = f"http://{self._host()}:{self._page}/;csv"
         expected = [node in self.running for node in self.nodes]
-        wait_until(lambda: up() == expected, f"HAProxy to see {len(self.running)} nodes", 30)
+        wait_until(lambda: up() == expected, f"HAProxy to see {len(self.running)} nodes")
         # Only AMQP has a balancer before it. Each node's management API tells of all of them.
         for node in self.running[:1]:
             self.management_url = node.management_url
+
+
+def copy_folder(container: DockerContainer) -> None:
+    """Give the container the files that docker-compose.yml mounts."""
+    for file in FOLDER.iterdir():
+        container.with_copy_into_container(file.read_bytes(), f"/cluster/{file.name}")
 
 
 class Member(Container):
@@ -144,12 +150,6 @@ class Member(Container):
         self._container.with_command(["sh", "/cluster/start-node"])
         copy_folder(self._container)
         self._container.with_copy_into_container(cookie.encode(), "/cookie/cookie")
-
-
-def copy_folder(container: DockerContainer) -> None:
-    """Give the container the files that docker-compose.yml mounts."""
-    for file in FOLDER.iterdir():
-        container.with_copy_into_container(file.read_bytes(), f"/cluster/{file.name}")
 
 
 def cluster_of_containers(image: str) -> Cluster:
@@ -217,4 +217,4 @@ def cluster_of_nodes() -> Cluster:
 def executor(command: list[str], port: int, **environment: str) -> TCPExecutor:
     """Return what runs the command, which is to listen on the port, until the end of its `with`."""
     silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    return TCPExecutor(command, "127.0.0.1", port, timeout=15, envvars=environment, **silent)
+    return TCPExecutor(command, "127.0.0.1", port, timeout=60, envvars=environment, **silent)

@@ -34,6 +34,7 @@ class NamedBroker(Broker):
                 f"{self.description} has {', '.join(present)} already. It may be somebody's, so"
                 " nothing was touched: delete it, or name another virtual host"
             )
+        self.description += f", RabbitMQ {self.version}"
         parts = urlsplit(url)
         login = f"{parts.username}:{parts.password}@" if parts.username else "guest:guest@"
         default = f"http://{login}{parts.hostname}:15672"

@@ -37,7 +37,7 @@ class Node(OwnBroker):
             epmd_port: The port of that cluster's port mapper. By default the node starts its own.
         """
         self.description = f"a private node of {server}"
-        self._ctl = server.resolve().with_name("rabbitmqctl")
+        self._ctl = server.with_name("rabbitmqctl")
         self._data = tempfile.TemporaryDirectory(prefix="rabbitmq-tutorial-")
         home = Path(self._data.name)
         self.port, tls_port, management_port, distribution_port, own_epmd_port = free_ports(5)
@@ -158,7 +158,7 @@ class Node(OwnBroker):
 
 
 def server_program() -> Path:
-    """Return the program that runs a node.
+    """Return the program that runs a node. Its path, without links, has RabbitMQ's version.
 
     Raises:
         NoBrokerError: RabbitMQ is not installed, or RABBITMQ_SERVER names no program.
@@ -166,11 +166,11 @@ def server_program() -> Path:
     named = os.environ.get("RABBITMQ_SERVER")
     for candidate in [named] if named else ["rabbitmq-server", *_SERVER_PROGRAMS]:
         if found := shutil.which(candidate):
+            program = Path(found).resolve()
             # Debian's wrapper on the path runs the system's own node, as its user, and no other.
-            behind = Path(found).resolve()
-            if behind.name == "rabbitmq-script-wrapper":
-                return behind.with_name("rabbitmq-server")
-            return Path(found)
+            if program.name == "rabbitmq-script-wrapper":
+                program = program.with_name("rabbitmq-server").resolve()
+            return program
     if named:
         raise NoBrokerError(f"RABBITMQ_SERVER names {named}, which is no program")
     raise NoBrokerError("RabbitMQ is not installed")

@@ -73,13 +73,13 @@ class Terminal:
         keep: Callable[[str], str] = str,
         merge: bool = False,
     ) -> None:
-        """Start `command`, a script's path from the repository on and its arguments.
+        """Start `command`, such as "part_2/new_task.py", "First task.".
 
         Args:
             name: What it is called where several terminals are shown together.
             url: The broker's address, which the script gets as RABBITMQ_URL.
             echo: Is called with this terminal and each line, as it is printed.
-            command: Such as "part_2/new_task.py", "First task.".
+            command: A script's path from the repository on, and its arguments.
             keep: What is kept, and echoed, of each line that it prints.
             merge: Whether its errors come with its output, in the order in which both are printed.
         """

@@ -20,7 +20,7 @@ Run = Callable[..., Terminal]
 Variant = Callable[..., str]
 
 _BROKER = pytest.StashKey[Broker]()
-_STARTED = pytest.StashKey[list[str]]()
+_STARTED: pytest.StashKey[set[str]] = pytest.StashKey()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -46,7 +46,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Choose the broker, or cluster; the first test that needs it starts it."""
     config = session.config
-    config.stash[_STARTED] = []
+    config.stash[_STARTED] = set()
     if not config.option.collectonly:
         choose = prepare_cluster if config.option.cluster else prepare
         try:
@@ -78,7 +78,7 @@ def started_broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
     try:
         with running(config.stash[_BROKER]) as broker:
             started = f"RabbitMQ {broker.version}, {broker.description}"
-            config.stash[_STARTED].append(started)
+            config.stash[_STARTED].add(started)
             getattr(config, "workeroutput", {})["broker"] = started
             yield broker
     except NoBrokerError as error:
@@ -88,14 +88,15 @@ def started_broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: WorkerController) -> None:
-    """Note which broker a process had, unless it crashed."""
-    started = getattr(node, "workeroutput", {}).get("broker", "no broker")
-    node.config.stash[_STARTED].append(f"{node.gateway.id}: {started}")
+    """Note which broker a process had, if it had one, and did not crash."""
+    if started := getattr(node, "workeroutput", {}).get("broker"):
+        node.config.stash[_STARTED].add(started)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say which version each broker stated that was started."""
-    for started in terminalreporter.config.stash[_STARTED]:
+    versions = terminalreporter.config.stash[_STARTED]
+    for started in sorted(versions):
         terminalreporter.write_line(started)
 
 

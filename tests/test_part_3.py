@@ -1,7 +1,6 @@
 """Publish/Subscribe: the statements of Part III, in the order in which the text makes them."""
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pika
@@ -55,12 +54,8 @@ def test_a_fanout_exchange_copies_each_message_to_every_queue(
     assert run(EMIT).wait() == 0
     for receiver in receivers:
         receiver.expect("'Hello World!'")
-        assert receiver.messages == [
-            "'info: This is the log'",
-            "'some'",
-            "'other.key'",
-            "'Hello World!'",
-        ]
+        said = ["info: This is the log", "some", "other.key", "Hello World!"]
+        assert receiver.messages == list(map(repr, said))
 
 
 @pytest.mark.claim("III-direct-type")
@@ -188,9 +183,8 @@ def test_the_ready_line_is_true(
         consumer.stop_consuming()
 
     def say(line: str) -> None:
-        """Send at the very moment at which the script says that it waits."""
         said.append(line)
-        publish(channel, "now")
+        publish(channel, "now")  # at the very moment at which the script says that it waits
 
     channel.confirm_delivery()
     said: list[str] = []
@@ -214,37 +208,22 @@ def test_a_queue_gets_messages_as_long_as_it_is_bound(channel: BlockingChannel) 
     assert bodies(channel, queue) == ["bound", "bound again"]
 
 
-def file_has(path: Path, text: str) -> bool:
-    """Return whether the text stands in the file by now."""
-    return text in path.read_text()
-
-
 def test_logs_go_to_a_file_and_to_the_screen_at_once(
     run: Run, broker: Broker, channel: BlockingChannel, tmp_path: Path
 ) -> None:
     screen = run(RECEIVE).expect_ready()
     log = tmp_path / "logs_from_rabbit.log"
     with into_file(log, broker.url, RECEIVE) as to_file:
-        wait_until(partial(file_has, log, "Waiting"), "the ready line in the file")
-        for message in ("one", "two"):
-            publish(channel, message)
-            screen.expect(f"'{message}'")
-            wait_until(partial(file_has, log, f"'{message}'"), "the line in the file")
+        wait_until(lambda: "Waiting" in log.read_text(), "the ready line in the file")
+        publish(channel, "message")
+        screen.expect("'message'")
+        wait_until(lambda: "'message'" in log.read_text(), "the message in the file")
         assert to_file.poll() is None
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        [""],
-        ["naïve ☃", "\x1b[31m", "'\"\n", "$HOME"],
-        ["x" * 100_000] * 10,
-    ],
-    ids=["empty", "odd characters", "a megabyte"],
-)
-def test_a_message_may_be_anything(run: Run, words: list[str]) -> None:
+def test_a_message_may_be_anything(run: Run) -> None:
+    words = ["naïve ☃", "\x1b[31m", "'\"\n", "$HOME", "x" * 100_000]
     receiver = run(RECEIVE).expect_ready()
     assert run(EMIT, *words).wait() == 0
-    assert run(EMIT, "end").wait() == 0
-    receiver.expect("'end'")
-    assert receiver.messages == [repr(" ".join(words)), "'end'"]
+    receiver.expect("xxx")
+    assert receiver.messages == [repr(" ".join(words))]
