@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from pika.adapters.blocking_connection import BlockingChannel
+from pika.adapters.blocking_connection import BlockingChannel as Channel
 from xdist.workermanage import WorkerController
 
 from testbed.broker import Broker, NoBrokerError, OwnBroker
@@ -134,7 +134,7 @@ def cluster(broker: Broker) -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def channel(broker: Broker) -> Iterator[BlockingChannel]:
+def channel(broker: Broker) -> Iterator[Channel]:
     """A channel of a connection of its own."""
     with broker.channel() as channel:
         yield channel

@@ -4,7 +4,7 @@ import ast
 from pathlib import Path
 
 from pika import BasicProperties
-from pika.adapters.blocking_connection import BlockingChannel
+from pika.adapters.blocking_connection import BlockingChannel as Channel
 
 from testbed.terminal import REPOSITORY
 
@@ -57,7 +57,7 @@ def command(script: str) -> list[str]:
 
 
 def publish(
-    channel: BlockingChannel, script: str, body: bytes, properties: BasicProperties | None = None
+    channel: Channel, script: str, body: bytes, properties: BasicProperties | None = None
 ) -> None:
     """Send a message that the consumer will get."""
     queue = QUEUE_OF.get(script)

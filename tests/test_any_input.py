@@ -17,7 +17,7 @@ import pika
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pika import BasicProperties
-from pika.adapters.blocking_connection import BlockingChannel
+from pika.adapters.blocking_connection import BlockingChannel as Channel
 from pika.exceptions import UnroutableError
 
 from part_6 import rpc_server
@@ -209,7 +209,7 @@ def test_any_request_has_an_answer(body: bytes) -> None:
 
 
 def test_any_request_is_answered_once_on_the_broker(
-    run: Run, broker: Broker, channel: BlockingChannel
+    run: Run, broker: Broker, channel: Channel
 ) -> None:
     queue = str(channel.queue_declare(queue="", exclusive=True).method.queue)
 
@@ -288,7 +288,7 @@ def words_of(key: str) -> list[str]:
     return key.split(".") if key else []
 
 
-def test_topic_patterns_match_as_the_text_says(channel: BlockingChannel) -> None:
+def test_topic_patterns_match_as_the_text_says(channel: Channel) -> None:
     channel.exchange_declare(exchange="topic_logs", exchange_type="topic")
     channel.confirm_delivery()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pika
 import pytest
-from pika.adapters.blocking_connection import BlockingChannel
+from pika.adapters.blocking_connection import BlockingChannel as Channel
 from pika.exceptions import ChannelClosedByBroker
 from pika.spec import BasicProperties
 
@@ -81,7 +81,7 @@ def test_tls_with_a_certificate_that_is_trusted_and_one_that_is_not(
 
 @pytest.mark.claim("beyond-poison")
 def test_a_task_that_always_fails_ends_one_worker_after_the_other(
-    run: Run, broker: Broker, channel: BlockingChannel, variant: Variant
+    run: Run, broker: Broker, channel: Channel, variant: Variant
 ) -> None:
     send(channel, "poison")
     script = variant(WORKER, NUMBERS_ONLY)
@@ -108,7 +108,7 @@ SET_ASIDE = """\
 
 @pytest.mark.claim("beyond-set-aside")
 def test_a_rejected_task_is_discarded_or_kept_in_a_queue_for_it(
-    run: Run, own_broker: OwnBroker, channel: BlockingChannel, variant: Variant
+    run: Run, own_broker: OwnBroker, channel: Channel, variant: Variant
 ) -> None:
     set_policy, clear_policy, _ = readme_commands("failed_tasks")
     worker = run(variant(WORKER, NUMBERS_ONLY, (FAILED, SET_ASIDE + FAILED))).expect_ready()
@@ -151,7 +151,7 @@ def impatient_broker(own_broker: OwnBroker) -> Iterator[OwnBroker]:
 
 @pytest.mark.claim("beyond-consumer-timeout", "beyond-reason")
 def test_a_task_unacknowledged_for_too_long_comes_again_and_pika_logs_why(
-    run: Run, impatient_broker: OwnBroker, channel: BlockingChannel
+    run: Run, impatient_broker: OwnBroker, channel: Channel
 ) -> None:
     logging = f"import logging, runpy; logging.basicConfig(); runpy.run_path({WORKER!r}, run_name="
     worker = run("-c", f"{logging}'__main__')").expect_ready()
@@ -189,9 +189,7 @@ def test_hello_may_be_transient_until_4_3_and_durable_in_any_version(
 
 
 @pytest.mark.claim("beyond-delivery-limit")
-def test_a_quorum_queue_gives_a_message_up_from_4_0_on(
-    broker: Broker, channel: BlockingChannel
-) -> None:
+def test_a_quorum_queue_gives_a_message_up_from_4_0_on(broker: Broker, channel: Channel) -> None:
     failed_tasks = channel.queue_declare(queue="", exclusive=True).method.queue
     arguments = {
         "x-queue-type": "quorum",
@@ -237,7 +235,7 @@ def test_a_message_that_is_too_large_is_refused(own_broker: OwnBroker) -> None:
 def test_an_alarm_holds_up_acknowledgements_on_a_connection_that_publishes(
     own_broker: OwnBroker,
 ) -> None:
-    def take(channel: BlockingChannel) -> int:
+    def take(channel: Channel) -> int:
         method, _, _ = channel.basic_get(queue=QUEUE)
         assert method
         return int(method.delivery_tag)
@@ -271,9 +269,7 @@ def test_a_connection_has_a_name(managed_broker: Broker) -> None:
 
 
 @pytest.mark.claim("beyond-queue-type")
-def test_a_queue_keeps_the_type_that_it_was_declared_with(
-    broker: Broker, channel: BlockingChannel
-) -> None:
+def test_a_queue_keeps_the_type_that_it_was_declared_with(broker: Broker, channel: Channel) -> None:
     quorum, classic = ({"x-queue-type": kind} for kind in ("quorum", "classic"))
     for _ in range(2):
         channel.queue_declare(queue=QUEUE, durable=True, arguments=quorum)
@@ -284,7 +280,7 @@ def test_a_queue_keeps_the_type_that_it_was_declared_with(
 
 
 @pytest.mark.claim("beyond-direct-reply-to")
-def test_an_answer_needs_no_queue(broker: Broker, channel: BlockingChannel) -> None:
+def test_an_answer_needs_no_queue(broker: Broker, channel: Channel) -> None:
     answers: list[bytes] = []
     channel.basic_consume(
         queue="amq.rabbitmq.reply-to",
@@ -308,18 +304,18 @@ def test_an_answer_needs_no_queue(broker: Broker, channel: BlockingChannel) -> N
 
 
 @pytest.mark.claim("beyond-single-active-consumer")
-def test_one_consumer_gets_all_until_it_goes(broker: Broker, channel: BlockingChannel) -> None:
+def test_one_consumer_gets_all_until_it_goes(broker: Broker, channel: Channel) -> None:
     channel.queue_declare(queue=QUEUE, durable=True, arguments={"x-single-active-consumer": True})
     got: list[tuple[str, bytes]] = []
 
-    def consume(name: str, mine: BlockingChannel) -> None:
+    def consume(name: str, mine: Channel) -> None:
         mine.basic_consume(
             queue=QUEUE,
             on_message_callback=lambda _, __, ___, body: got.append((name, body)),
             auto_ack=True,
         )
 
-    def all_served(number: int, *channels: BlockingChannel) -> bool:
+    def all_served(number: int, *channels: Channel) -> bool:
         for mine in channels:
             mine.connection.process_data_events()
         return len(got) == number
@@ -338,7 +334,7 @@ def test_one_consumer_gets_all_until_it_goes(broker: Broker, channel: BlockingCh
 
 @pytest.mark.claim("beyond-alternate-exchange")
 def test_what_fits_no_binding_goes_to_the_alternate_exchange(
-    broker: Broker, channel: BlockingChannel
+    broker: Broker, channel: Channel
 ) -> None:
     astray = channel.queue_declare(queue="", exclusive=True).method.queue
     channel.exchange_declare(exchange="logs", exchange_type="fanout")

@@ -1,7 +1,7 @@
 """Hello World: the statements of Part I, in the order in which the text makes them."""
 
 import pytest
-from pika.adapters.blocking_connection import BlockingChannel
+from pika.adapters.blocking_connection import BlockingChannel as Channel
 
 from testbed.broker import Broker
 from tests.conftest import Run
@@ -17,9 +17,7 @@ def test_what_the_sender_sends_the_receiver_prints(run: Run) -> None:
 
 
 @pytest.mark.claim("I-buffer")
-def test_messages_wait_in_order_for_a_consumer(
-    run: Run, broker: Broker, channel: BlockingChannel
-) -> None:
+def test_messages_wait_in_order_for_a_consumer(run: Run, broker: Broker, channel: Channel) -> None:
     assert run("part_1/sender.py").wait() == 0
     for number in range(1, 101):
         channel.basic_publish(exchange="", routing_key="hello", body=b"message %d" % number)
@@ -50,7 +48,7 @@ def test_either_script_may_start_first(run: Run, managed_broker: Broker, first: 
 
 
 @pytest.mark.claim("I-both")
-def test_one_program_produces_and_consumes(channel: BlockingChannel) -> None:
+def test_one_program_produces_and_consumes(channel: Channel) -> None:
     channel.queue_declare(queue="hello")
     channel.basic_publish(exchange="", routing_key="hello", body=b"to myself")
     _, _, body = next(channel.consume(queue="hello", auto_ack=True, inactivity_timeout=10))
@@ -59,7 +57,7 @@ def test_one_program_produces_and_consumes(channel: BlockingChannel) -> None:
 
 @pytest.mark.claim("I-default-exchange")
 def test_the_default_exchange_delivers_to_the_queue_that_the_routing_key_names(
-    run: Run, channel: BlockingChannel
+    run: Run, channel: Channel
 ) -> None:
     # Neither queue was ever bound to anything.
     other = channel.queue_declare(queue="", exclusive=True).method.queue

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pika
 import pytest
-from pika.adapters.blocking_connection import BlockingChannel
+from pika.adapters.blocking_connection import BlockingChannel as Channel
 from pika.exceptions import ChannelClosedByBroker, UnroutableError
 from pika.frame import Heartbeat, Method
 from pika.spec import Connection
@@ -35,7 +35,7 @@ WORK = '    time.sleep(task.count(b"."))'
 LONG = 50 * "."  # a task that lasts longer than a test waits for anything
 
 
-def send(channel: BlockingChannel, *tasks: str, queue: str = QUEUE) -> None:
+def send(channel: Channel, *tasks: str, queue: str = QUEUE) -> None:
     """Send the tasks as new_task.py does, but without a process for each."""
     channel.queue_declare(queue=queue, durable=queue == QUEUE)
     for task in tasks:
@@ -61,9 +61,7 @@ def held(run: Run, variant: Variant, tmp_path: Path) -> tuple[Terminal, Path]:
     return run(variant(WORKER, beginning(WORKER, "work", wait + done))).expect_ready(), finish
 
 
-def seconds_for_three_tasks(
-    run: Run, broker: Broker, channel: BlockingChannel, workers: int
-) -> float:
+def seconds_for_three_tasks(run: Run, broker: Broker, channel: Channel, workers: int) -> float:
     """Return how long so many workers take for three tasks of a second each."""
     terminals = [run(WORKER).expect_ready() for _ in range(workers)]
     began = time.monotonic()
@@ -77,14 +75,14 @@ def seconds_for_three_tasks(
     return took
 
 
-def test_the_words_of_a_command_line_are_one_task(run: Run, channel: BlockingChannel) -> None:
+def test_the_words_of_a_command_line_are_one_task(run: Run, channel: Channel) -> None:
     assert run(NEW_TASK, "two", "words").wait() == 0
     assert channel.basic_get(queue=QUEUE, auto_ack=True)[2] == b"two words"
 
 
 @pytest.mark.claim("II-parallel")
 def test_more_workers_clear_a_backlog_faster(
-    run: Run, managed_broker: Broker, channel: BlockingChannel
+    run: Run, managed_broker: Broker, channel: Channel
 ) -> None:
     alone = seconds_for_three_tasks(run, managed_broker, channel, workers=1)
     together = seconds_for_three_tasks(run, managed_broker, channel, workers=3)
@@ -92,9 +90,7 @@ def test_more_workers_clear_a_backlog_faster(
 
 
 @pytest.mark.claim("II-round-robin")
-def test_by_default_each_next_message_goes_to_the_next_consumer(
-    run: Run, channel: BlockingChannel
-) -> None:
+def test_by_default_each_next_message_goes_to_the_next_consumer(run: Run, channel: Channel) -> None:
     workers = [run(WORKERS[3]).expect_ready() for _ in range(3)]
     send(channel, *"123456789")
     for worker in workers:
@@ -104,7 +100,7 @@ def test_by_default_each_next_message_goes_to_the_next_consumer(
 
 @pytest.mark.claim("II-blind-dispatch")
 def test_without_a_prefetch_limit_one_worker_gets_all_the_heavy_tasks(
-    run: Run, managed_broker: Broker, channel: BlockingChannel
+    run: Run, managed_broker: Broker, channel: Channel
 ) -> None:
     busy, idle = (run(WORKERS[3]).expect_ready() for _ in range(2))
     heavy = [f"heavy {number}{LONG}" for number in (1, 2, 3)]
@@ -122,7 +118,7 @@ def test_without_a_prefetch_limit_one_worker_gets_all_the_heavy_tasks(
 @pytest.mark.claim("II-fair-dispatch")
 @pytest.mark.parametrize("script", [WORKERS[4], WORKER])
 def test_with_prefetch_1_a_task_goes_to_a_worker_that_is_not_busy(
-    run: Run, channel: BlockingChannel, script: str
+    run: Run, channel: Channel, script: str
 ) -> None:
     busy, other = (run(script).expect_ready() for _ in range(2))
     heavy = f"heavy 1{LONG}"
@@ -135,7 +131,7 @@ def test_with_prefetch_1_a_task_goes_to_a_worker_that_is_not_busy(
 
 @pytest.mark.claim("II-auto-ack-loses")
 def test_with_auto_ack_a_killed_worker_loses_what_was_dispatched_to_it(
-    run: Run, broker: Broker, channel: BlockingChannel
+    run: Run, broker: Broker, channel: Channel
 ) -> None:
     careless = run(WORKERS[1]).expect_ready()
     send(channel, f"current{LONG}", "not begun 1", "not begun 2", queue=HELLO)
@@ -151,7 +147,7 @@ def test_with_auto_ack_a_killed_worker_loses_what_was_dispatched_to_it(
 
 @pytest.mark.claim("II-auto-ack-line")
 def test_with_auto_ack_rabbitmq_sends_ahead_until_the_line_is_full(
-    run: Run, broker: Broker, channel: BlockingChannel
+    run: Run, broker: Broker, channel: Channel
 ) -> None:
     def left() -> int:
         """Return how many tasks wait in the queue, once twenty looks have seen the same."""
@@ -172,7 +168,7 @@ def test_with_auto_ack_rabbitmq_sends_ahead_until_the_line_is_full(
 @pytest.mark.claim("II-killed-worker")
 @pytest.mark.parametrize(("script", "queue"), [(WORKERS[2], HELLO), (WORKER, QUEUE)])
 def test_a_killed_worker_loses_nothing(
-    run: Run, broker: Broker, channel: BlockingChannel, script: str, queue: str
+    run: Run, broker: Broker, channel: Channel, script: str, queue: str
 ) -> None:
     killed, successor = (run(script).expect_ready() for _ in range(2))
     current = f"current{LONG}"
@@ -194,7 +190,7 @@ def test_a_killed_worker_loses_nothing(
 
 @pytest.mark.claim("II-ack-when-done")
 def test_a_task_leaves_the_queue_once_it_is_done(
-    managed_broker: Broker, channel: BlockingChannel, held: tuple[Terminal, Path]
+    managed_broker: Broker, channel: Channel, held: tuple[Terminal, Path]
 ) -> None:
     worker, finish = held
     send(channel, "task")
@@ -210,7 +206,7 @@ def test_a_task_leaves_the_queue_once_it_is_done(
 
 
 @pytest.mark.claim("II-ack-same-channel")
-def test_an_acknowledgement_on_another_channel_is_an_error(channel: BlockingChannel) -> None:
+def test_an_acknowledgement_on_another_channel_is_an_error(channel: Channel) -> None:
     send(channel, "task")
     method, _, _ = channel.basic_get(queue=QUEUE)
     assert method
@@ -223,7 +219,7 @@ def test_an_acknowledgement_on_another_channel_is_an_error(channel: BlockingChan
 
 @pytest.mark.claim("II-forgotten-ack")
 def test_a_task_never_acknowledged_comes_again_when_its_consumer_goes(
-    run: Run, managed_broker: Broker, channel: BlockingChannel
+    run: Run, managed_broker: Broker, channel: Channel
 ) -> None:
     send(channel, "task")
     with managed_broker.channel() as forgetful:
@@ -240,9 +236,7 @@ def test_a_task_never_acknowledged_comes_again_when_its_consumer_goes(
 
 
 @pytest.mark.claim("II-redeclare")
-def test_a_queue_cannot_be_declared_again_with_other_properties(
-    run: Run, channel: BlockingChannel
-) -> None:
+def test_a_queue_cannot_be_declared_again_with_other_properties(run: Run, channel: Channel) -> None:
     assert run("part_1/sender.py").wait() == 0
     with pytest.raises(ChannelClosedByBroker, match=r"PRECONDITION_FAILED.*'durable'") as caught:
         channel.connection.channel().queue_declare(queue=HELLO, durable=True)
@@ -349,7 +343,7 @@ def test_a_task_for_a_queue_that_is_not_there_is_an_error(
     broker: Broker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # As if somebody deleted the queue right after it was declared.
-    monkeypatch.setattr(BlockingChannel, "queue_declare", lambda *_, **__: None)
+    monkeypatch.setattr(Channel, "queue_declare", lambda *_, **__: None)
     with pytest.raises(UnroutableError):
         new_task.send(pika.URLParameters(broker.url), "task")
     assert capsys.readouterr().out == ""
@@ -396,7 +390,7 @@ def test_each_side_sends_its_own_heartbeats(broker: Broker) -> None:
 
 @pytest.mark.claim("II-long-task")
 def test_a_task_may_take_longer_than_the_heartbeat(
-    run: Run, managed_broker: Broker, channel: BlockingChannel
+    run: Run, managed_broker: Broker, channel: Channel
 ) -> None:
     workers = [
         run(script, url=f"{managed_broker.url}?heartbeat=2").expect_ready()
@@ -434,7 +428,7 @@ def test_a_task_whose_connection_is_lost_before_the_acknowledgement_is_done_agai
 
 
 def test_step_4_sends_no_heartbeats_in_a_long_task_and_does_it_again(
-    run: Run, broker: Broker, channel: BlockingChannel
+    run: Run, broker: Broker, channel: Channel
 ) -> None:
     deaf = run(WORKERS[4], url=f"{broker.url}?heartbeat=2").expect_ready()
     task = "long............"
@@ -454,7 +448,7 @@ def test_step_4_sends_no_heartbeats_in_a_long_task_and_does_it_again(
 def test_told_to_stop_a_worker_finishes_its_task_and_takes_no_more(
     run: Run,
     broker: Broker,
-    channel: BlockingChannel,
+    channel: Channel,
     held: tuple[Terminal, Path],
     tell: Callable[[Terminal], None],
 ) -> None:
@@ -474,7 +468,7 @@ def test_told_to_stop_a_worker_finishes_its_task_and_takes_no_more(
 
 
 def test_step_6_drops_its_task_when_told_to_stop(
-    run: Run, broker: Broker, channel: BlockingChannel
+    run: Run, broker: Broker, channel: Channel
 ) -> None:
     worker = run(WORKERS[6]).expect_ready()
     send(channel, f"task{LONG}")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pika
 import pytest
 from pika import BasicProperties
-from pika.adapters.blocking_connection import BlockingChannel
+from pika.adapters.blocking_connection import BlockingChannel as Channel
 from pika.exceptions import ChannelClosedByBroker, ConsumerCancelled, UnroutableError
 from pika.spec import Basic
 
@@ -19,32 +19,28 @@ from tests.conftest import Run
 EMIT, RECEIVE, EXCHANGE = "part_3/emit_log.py", "part_3/receive_logs.py", "logs"
 
 
-def publish(channel: BlockingChannel, *messages: str) -> None:
+def publish(channel: Channel, *messages: str) -> None:
     """Send the messages as emit_log.py does, but without a process for each."""
     channel.exchange_declare(exchange=EXCHANGE, exchange_type="fanout")
     for message in messages:
         channel.basic_publish(exchange=EXCHANGE, routing_key="", body=message.encode())
 
 
-def queue_bound_to(
-    channel: BlockingChannel, exchange: str, routing_key: str = "", **arguments: str
-) -> str:
+def queue_bound_to(channel: Channel, exchange: str, routing_key: str = "", **arguments: str) -> str:
     """Return the name of a new queue, bound to the exchange."""
     queue = str(channel.queue_declare(queue="", exclusive=True).method.queue)
     channel.queue_bind(queue=queue, exchange=exchange, routing_key=routing_key, arguments=arguments)
     return queue
 
 
-def bodies(channel: BlockingChannel, queue: str) -> list[str]:
+def bodies(channel: Channel, queue: str) -> list[str]:
     """Take all messages out of the queue and return their bodies."""
     taken = iter(lambda: channel.basic_get(queue=queue, auto_ack=True)[2], None)
     return [body.decode() for body in taken]
 
 
 @pytest.mark.claim("III-fanout")
-def test_a_fanout_exchange_copies_each_message_to_every_queue(
-    run: Run, channel: BlockingChannel
-) -> None:
+def test_a_fanout_exchange_copies_each_message_to_every_queue(run: Run, channel: Channel) -> None:
     receivers = [run(RECEIVE).expect_ready() for _ in range(3)]
     emitter = run(EMIT, "info:", "This is the log")
     assert emitter.wait() == 0
@@ -59,7 +55,7 @@ def test_a_fanout_exchange_copies_each_message_to_every_queue(
 
 
 @pytest.mark.claim("III-direct-type")
-def test_a_direct_exchange_goes_by_the_equal_key(channel: BlockingChannel) -> None:
+def test_a_direct_exchange_goes_by_the_equal_key(channel: Channel) -> None:
     queue = queue_bound_to(channel, "amq.direct", "key")
     for key in ("key", "other", "key.word", ""):
         channel.basic_publish(exchange="amq.direct", routing_key=key, body=key.encode())
@@ -67,7 +63,7 @@ def test_a_direct_exchange_goes_by_the_equal_key(channel: BlockingChannel) -> No
 
 
 @pytest.mark.claim("III-topic-type")
-def test_a_topic_exchange_goes_by_patterns(channel: BlockingChannel) -> None:
+def test_a_topic_exchange_goes_by_patterns(channel: Channel) -> None:
     queue = queue_bound_to(channel, "amq.topic", "*.critical")
     for key in ("kern.critical", "cron.critical", "kern.info", "critical"):
         channel.basic_publish(exchange="amq.topic", routing_key=key, body=key.encode())
@@ -75,7 +71,7 @@ def test_a_topic_exchange_goes_by_patterns(channel: BlockingChannel) -> None:
 
 
 @pytest.mark.claim("III-headers-type")
-def test_a_headers_exchange_goes_by_the_values_of_headers(channel: BlockingChannel) -> None:
+def test_a_headers_exchange_goes_by_the_values_of_headers(channel: Channel) -> None:
     wanted = {"format": "pdf", "type": "report"}
     all_of = queue_bound_to(channel, "amq.headers", **{"x-match": "all", **wanted})
     any_of = queue_bound_to(channel, "amq.headers", **{"x-match": "any", **wanted})
@@ -98,7 +94,7 @@ def test_a_headers_exchange_goes_by_the_values_of_headers(channel: BlockingChann
 
 
 @pytest.mark.claim("III-no-queue-discards")
-def test_with_no_queue_bound_a_message_is_discarded(run: Run, channel: BlockingChannel) -> None:
+def test_with_no_queue_bound_a_message_is_discarded(run: Run, channel: Channel) -> None:
     emitter = run(EMIT, "unheard")
     assert emitter.wait() == 0
     assert emitter.messages == ["Sent 'unheard'"]
@@ -116,7 +112,7 @@ def test_with_no_queue_bound_a_message_is_discarded(run: Run, channel: BlockingC
 
 @pytest.mark.claim("III-server-named")
 def test_a_queue_without_a_name_is_a_new_one_that_the_server_names(
-    run: Run, managed_broker: Broker, channel: BlockingChannel
+    run: Run, managed_broker: Broker, channel: Channel
 ) -> None:
     declared = [channel.queue_declare(queue="", exclusive=True).method for _ in range(2)]
     names = {queue.queue for queue in declared}
@@ -132,9 +128,7 @@ def test_a_queue_without_a_name_is_a_new_one_that_the_server_names(
 
 
 @pytest.mark.claim("III-exclusive")
-def test_an_exclusive_queue_is_its_connections_own(
-    broker: Broker, channel: BlockingChannel
-) -> None:
+def test_an_exclusive_queue_is_its_connections_own(broker: Broker, channel: Channel) -> None:
     with broker.channel() as owner:
         queue = queue_bound_to(owner, "amq.fanout")
         with pytest.raises(ChannelClosedByBroker, match="RESOURCE_LOCKED") as locked:
@@ -160,7 +154,7 @@ def test_a_receiver_leaves_no_queue_behind(
 
 
 @pytest.mark.claim("III-only-current")
-def test_a_receiver_hears_what_is_sent_while_it_listens(run: Run, channel: BlockingChannel) -> None:
+def test_a_receiver_hears_what_is_sent_while_it_listens(run: Run, channel: Channel) -> None:
     always = run(RECEIVE).expect_ready()
     publish(channel, "early")
     late = run(RECEIVE).expect_ready()
@@ -172,12 +166,12 @@ def test_a_receiver_hears_what_is_sent_while_it_listens(run: Run, channel: Block
 
 
 def test_the_ready_line_is_true(
-    broker: Broker, channel: BlockingChannel, monkeypatch: pytest.MonkeyPatch
+    broker: Broker, channel: Channel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heard: list[bytes] = []
 
     def on_message(
-        consumer: BlockingChannel, method: Basic.Deliver, properties: BasicProperties, body: bytes
+        consumer: Channel, method: Basic.Deliver, properties: BasicProperties, body: bytes
     ) -> None:
         heard.append(body)
         consumer.stop_consuming()
@@ -197,7 +191,7 @@ def test_the_ready_line_is_true(
 
 
 @pytest.mark.claim("III-binding")
-def test_a_queue_gets_messages_as_long_as_it_is_bound(channel: BlockingChannel) -> None:
+def test_a_queue_gets_messages_as_long_as_it_is_bound(channel: Channel) -> None:
     publish(channel, "not bound yet")
     queue = queue_bound_to(channel, EXCHANGE)
     publish(channel, "bound")
@@ -209,7 +203,7 @@ def test_a_queue_gets_messages_as_long_as_it_is_bound(channel: BlockingChannel) 
 
 
 def test_logs_go_to_a_file_and_to_the_screen_at_once(
-    run: Run, broker: Broker, channel: BlockingChannel, tmp_path: Path
+    run: Run, broker: Broker, channel: Channel, tmp_path: Path
 ) -> None:
     screen = run(RECEIVE).expect_ready()
     log = tmp_path / "logs_from_rabbit.log"

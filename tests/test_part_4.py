@@ -1,14 +1,14 @@
 """Routing: the statements of Part IV, in the order in which the text makes them."""
 
 import pytest
-from pika.adapters.blocking_connection import BlockingChannel
+from pika.adapters.blocking_connection import BlockingChannel as Channel
 
 from tests.conftest import Run
 
 EMIT, RECEIVE = "part_4/emit_log_direct.py", "part_4/receive_logs_direct.py"
 
 
-def publish(channel: BlockingChannel, *keys: str) -> None:
+def publish(channel: Channel, *keys: str) -> None:
     """Send a message for each key, that key its body too, as emit_log_direct.py does."""
     channel.exchange_declare(exchange="direct_logs", exchange_type="direct")
     for key in keys:
@@ -17,7 +17,7 @@ def publish(channel: BlockingChannel, *keys: str) -> None:
 
 @pytest.mark.claim("IV-direct")
 def test_a_message_goes_where_its_routing_key_is_the_binding_key(
-    run: Run, channel: BlockingChannel
+    run: Run, channel: Channel
 ) -> None:
     q1 = run(RECEIVE, "orange").expect_ready()
     q2 = run(RECEIVE, "black", "green").expect_ready()
@@ -29,7 +29,7 @@ def test_a_message_goes_where_its_routing_key_is_the_binding_key(
 
 
 @pytest.mark.claim("IV-multiple")
-def test_many_queues_may_be_bound_with_the_same_key(run: Run, channel: BlockingChannel) -> None:
+def test_many_queues_may_be_bound_with_the_same_key(run: Run, channel: Channel) -> None:
     receivers = [run(RECEIVE, "black").expect_ready() for _ in range(2)]
     publish(channel, "black", "green", "black")
     for receiver in receivers:

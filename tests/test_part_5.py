@@ -1,7 +1,7 @@
 """Topics: the statements of Part V, in the order in which the text makes them."""
 
 import pytest
-from pika.adapters.blocking_connection import BlockingChannel
+from pika.adapters.blocking_connection import BlockingChannel as Channel
 
 from testbed.terminal import Terminal
 from tests.conftest import Run
@@ -9,7 +9,7 @@ from tests.conftest import Run
 EMIT, RECEIVE = "part_5/emit_log_topic.py", "part_5/receive_logs_topic.py"
 
 
-def publish(channel: BlockingChannel, *keys: str) -> None:
+def publish(channel: Channel, *keys: str) -> None:
     """Send a message for each key, that key its body too, as emit_log_topic.py does."""
     channel.exchange_declare(exchange="topic_logs", exchange_type="topic")
     for key in keys:
@@ -26,21 +26,21 @@ def keys_until(receiver: Terminal, last: str) -> list[str]:
 
 
 @pytest.mark.claim("V-star")
-def test_a_star_stands_for_exactly_one_word(run: Run, channel: BlockingChannel) -> None:
+def test_a_star_stands_for_exactly_one_word(run: Run, channel: Channel) -> None:
     receiver = run(RECEIVE, "kern.*").expect_ready()
     publish(channel, "kern.critical", "kern", "kern.a.b", "cron.critical", "kern.info", "kern.end")
     assert keys_until(receiver, "kern.end") == ["kern.critical", "kern.info"]
 
 
 @pytest.mark.claim("V-hash")
-def test_a_hash_stands_for_zero_or_more_words(run: Run, channel: BlockingChannel) -> None:
+def test_a_hash_stands_for_zero_or_more_words(run: Run, channel: Channel) -> None:
     receiver = run(RECEIVE, "kern.#").expect_ready()
     publish(channel, "kern", "kern.critical", "kern.a.b.c", "kernel", "cron.kern", "kern.end")
     assert keys_until(receiver, "kern.end") == ["kern", "kern.critical", "kern.a.b.c"]
 
 
 @pytest.mark.claim("V-animals")
-def test_the_animals_go_where_the_table_says(run: Run, channel: BlockingChannel) -> None:
+def test_the_animals_go_where_the_table_says(run: Run, channel: Channel) -> None:
     q1 = run(RECEIVE, "*.orange.*").expect_ready()
     q2 = run(RECEIVE, "*.*.rabbit", "lazy.#").expect_ready()
     table = {
@@ -60,7 +60,7 @@ def test_the_animals_go_where_the_table_says(run: Run, channel: BlockingChannel)
 
 
 @pytest.mark.claim("V-like-fanout")
-def test_bound_with_a_hash_a_queue_gets_everything(run: Run, channel: BlockingChannel) -> None:
+def test_bound_with_a_hash_a_queue_gets_everything(run: Run, channel: Channel) -> None:
     receiver = run(RECEIVE, "#").expect_ready()
     keys = ["kern.critical", "one", "", "a.b.c.d.e.f", "..", "*", "#"]
     publish(channel, *keys, "end")
@@ -69,7 +69,7 @@ def test_bound_with_a_hash_a_queue_gets_everything(run: Run, channel: BlockingCh
 
 @pytest.mark.claim("V-like-direct")
 def test_without_wildcards_a_topic_exchange_is_like_a_direct_one(
-    run: Run, channel: BlockingChannel
+    run: Run, channel: Channel
 ) -> None:
     receiver = run(RECEIVE, "quick.orange", "end").expect_ready()
     publish(channel, "quick.orange", "quick", "quick.orange.fox", "slow.orange", "end")

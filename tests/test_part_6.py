@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pika
 import pytest
 from pika import BasicProperties
-from pika.adapters.blocking_connection import BlockingChannel
+from pika.adapters.blocking_connection import BlockingChannel as Channel
 from pika.exceptions import AMQPError, ChannelClosedByBroker
 
 from part_6.rpc_client import FibonacciRpcClient, RpcError
@@ -43,15 +43,13 @@ def client_of(broker: Broker | Network, options: str = "") -> FibonacciRpcClient
 
 
 @pytest.fixture
-def channel(channel: BlockingChannel) -> BlockingChannel:
+def channel(channel: Channel) -> Channel:
     """A channel, and the queue of requests, which no server consumes yet."""
     channel.queue_declare(queue=QUEUE, durable=True)
     return channel
 
 
-def take(
-    channel: BlockingChannel, queue: str, *, auto_ack: bool = True
-) -> tuple[BasicProperties, bytes]:
+def take(channel: Channel, queue: str, *, auto_ack: bool = True) -> tuple[BasicProperties, bytes]:
     """Take a message out of the queue as soon as there is one; return its properties and body."""
 
     def get() -> tuple[BasicProperties, bytes] | None:
@@ -63,13 +61,13 @@ def take(
     return message
 
 
-def take_request(channel: BlockingChannel, *, auto_ack: bool = True) -> BasicProperties:
+def take_request(channel: Channel, *, auto_ack: bool = True) -> BasicProperties:
     """Take a request out of the queue, as a server does, and return its properties."""
     return take(channel, QUEUE, auto_ack=auto_ack)[0]
 
 
 def answer(
-    channel: BlockingChannel, request: BasicProperties, body: bytes, kind: str | None = None
+    channel: Channel, request: BasicProperties, body: bytes, kind: str | None = None
 ) -> None:
     """Answer a request, as rpc_server.py does."""
     channel.basic_publish(
@@ -97,7 +95,7 @@ def test_a_call_returns_the_servers_answer(run: Run, broker: Broker) -> None:
 
 @pytest.mark.claim("VI-one-callback-queue")
 def test_many_calls_use_one_callback_queue(
-    run: Run, managed_broker: Broker, channel: BlockingChannel
+    run: Run, managed_broker: Broker, channel: Channel
 ) -> None:
     before = set(managed_broker.queues())
     with client_of(managed_broker) as client:
@@ -112,7 +110,7 @@ def test_many_calls_use_one_callback_queue(
 
 
 @pytest.mark.claim("VI-unknown-id")
-def test_an_answer_with_an_unknown_id_is_ignored(broker: Broker, channel: BlockingChannel) -> None:
+def test_an_answer_with_an_unknown_id_is_ignored(broker: Broker, channel: Channel) -> None:
     with client_of(broker) as client:
         correlation_id = client.request(30)
         request = take_request(channel)
@@ -125,7 +123,7 @@ def test_an_answer_with_an_unknown_id_is_ignored(broker: Broker, channel: Blocki
 
 
 def test_step_1_takes_any_answer_for_its_own_and_step_2_does_not(
-    run: Run, channel: BlockingChannel
+    run: Run, channel: Channel
 ) -> None:
     for script, result in ((CLIENTS[1], 1), (CLIENTS[2], 21)):
         client = run(script, "8")
@@ -154,9 +152,7 @@ def test_a_request_done_twice_is_answered_once(run: Run, broker: Broker) -> None
     assert successor.out[1:] == [" [.] fib(30)", " [.] fib(5)"]
 
 
-def test_a_second_answer_and_a_late_one_are_ignored(
-    broker: Broker, channel: BlockingChannel
-) -> None:
+def test_a_second_answer_and_a_late_one_are_ignored(broker: Broker, channel: Channel) -> None:
     with client_of(broker) as client:
         late = client.request(30, timeout=0.1)
         late_request = take_request(channel)
@@ -229,7 +225,7 @@ def test_two_servers_share_the_load(
 
 
 @pytest.mark.claim("VI-many")
-def test_answers_come_in_any_order(run: Run, broker: Broker, channel: BlockingChannel) -> None:
+def test_answers_come_in_any_order(run: Run, broker: Broker, channel: Channel) -> None:
     with client_of(broker) as client:
         ids = [client.request(n) for n in (30, 5, 12)]
         requests = [take_request(channel) for _ in ids]  # all are there before any answer
@@ -275,7 +271,7 @@ def test_nobody_serves(run: Run, broker: Broker) -> None:
 
 
 def test_step_2_waits_for_a_server_however_long_it_takes(
-    run: Run, broker: Broker, channel: BlockingChannel
+    run: Run, broker: Broker, channel: Channel
 ) -> None:
     waiting = run(CLIENTS[2], "8")
     broker.wait_for_ready(QUEUE, 1)
@@ -288,7 +284,7 @@ def test_step_2_waits_for_a_server_however_long_it_takes(
 
 @pytest.mark.claim("VI-bad-request")
 def test_a_bad_request_is_answered_with_an_error(
-    run: Run, broker: Broker, channel: BlockingChannel
+    run: Run, broker: Broker, channel: Channel
 ) -> None:
     server = run(SERVER).expect_ready()
     callback_queue = str(channel.queue_declare(queue="", exclusive=True).method.queue)
@@ -322,7 +318,7 @@ def test_a_bad_request_is_answered_with_an_error(
 
 
 def test_a_bad_request_ends_step_1_of_the_server_and_then_the_next(
-    run: Run, broker: Broker, channel: BlockingChannel
+    run: Run, broker: Broker, channel: Channel
 ) -> None:
     properties = BasicProperties(reply_to="nobody's queue")
     channel.basic_publish(exchange="", routing_key=QUEUE, body=b"many", properties=properties)
@@ -335,7 +331,7 @@ def test_a_bad_request_ends_step_1_of_the_server_and_then_the_next(
 
 @pytest.mark.claim("VI-foreign-answer")
 def test_an_answer_that_is_no_number_is_an_error_of_that_call(
-    broker: Broker, channel: BlockingChannel
+    broker: Broker, channel: Channel
 ) -> None:
     with client_of(broker) as client:
         for body in (
@@ -393,9 +389,7 @@ def test_a_request_may_take_longer_than_the_heartbeat(
 # The class, as another program uses it: each call ends right, or in a clear error.
 
 
-def test_an_error_of_the_server_is_one_of_the_call(
-    broker: Broker, channel: BlockingChannel
-) -> None:
+def test_an_error_of_the_server_is_one_of_the_call(broker: Broker, channel: Channel) -> None:
     with client_of(broker) as client:
         request = client.request(10)
         answer(channel, take_request(channel), b"not today: \xff", "error")
@@ -426,7 +420,7 @@ def test_a_client_is_refused_to_another_process(run: Run) -> None:
     assert forked.out == ["this client was made by another process", "55"]
 
 
-def test_ids_are_unique_among_clients(broker: Broker, channel: BlockingChannel) -> None:
+def test_ids_are_unique_among_clients(broker: Broker, channel: Channel) -> None:
     with client_of(broker) as one, client_of(broker) as other:
         ids = [client.request(1) for client in (one, other) for _ in range(3)]
         assert len({*ids}) == 6
@@ -518,7 +512,7 @@ def test_an_error_within_the_with_statement_is_not_hidden(broker: Broker) -> Non
         raise KeyError
 
 
-def test_leaving_before_all_answers_are_there(broker: Broker, channel: BlockingChannel) -> None:
+def test_leaving_before_all_answers_are_there(broker: Broker, channel: Channel) -> None:
     with client_of(broker) as client:
         ids = [client.request(n) for n in (1, 2)]
         answer(channel, take_request(channel), b"1")

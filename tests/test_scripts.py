@@ -20,7 +20,7 @@ import pika.data
 import psutil
 import pytest
 from pika import BasicProperties, spec
-from pika.adapters.blocking_connection import BlockingChannel
+from pika.adapters.blocking_connection import BlockingChannel as Channel
 from pika.exceptions import AMQPError
 
 from part_6.rpc_client import FibonacciRpcClient
@@ -180,7 +180,7 @@ def test_the_command_line_has_the_same_words_in_all() -> None:
 
 
 def test_pika_is_called_with_keywords() -> None:
-    methods = {name for name in vars(BlockingChannel) if not name.startswith("_")}
+    methods = {name for name in vars(Channel) if not name.startswith("_")}
     methods |= {"process_data_events", "BasicProperties"}
     positional = [
         f"{script}:{call.lineno}"
@@ -342,7 +342,7 @@ def test_a_login_is_refused_its_permissions(run: Run, own_broker: OwnBroker, lim
 
 
 def test_a_service_that_may_not_answer_says_so(
-    run: Run, own_broker: OwnBroker, limited: str, channel: BlockingChannel
+    run: Run, own_broker: OwnBroker, limited: str, channel: Channel
 ) -> None:
     permit(own_broker, configure=".*", write="^$", read=".*")
     service = run(SERVER, url=limited).expect_ready()
@@ -355,7 +355,7 @@ def test_a_service_that_may_not_answer_says_so(
 
 
 def test_a_refused_declaration_is_told_in_rabbitmqs_words_alone(
-    run: Run, broker: Broker, channel: BlockingChannel
+    run: Run, broker: Broker, channel: Channel
 ) -> None:
     for queue in QUEUES:
         channel.queue_declare(queue=queue, durable=queue == "hello")
@@ -375,7 +375,7 @@ def test_a_refused_declaration_is_told_in_rabbitmqs_words_alone(
 # Whatever a message is, and wherever it is shown.
 
 
-def test_a_body_may_be_any_bytes(run: Run, channel: BlockingChannel) -> None:
+def test_a_body_may_be_any_bytes(run: Run, channel: Channel) -> None:
     consumers = {script: run(*command(script)).expect_ready() for script in CONSUMERS}
     for script, consumer in consumers.items():
         for body in (b"", bytes(range(256)), b"4321"):
@@ -385,7 +385,7 @@ def test_a_body_may_be_any_bytes(run: Run, channel: BlockingChannel) -> None:
 
 
 def test_a_character_that_cannot_be_shown_is_shown_as_an_escape(
-    run: Run, channel: BlockingChannel, monkeypatch: pytest.MonkeyPatch
+    run: Run, channel: Channel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONIOENCODING", "cp1252")
     consumers = {script: run(*command(script)).expect_ready() for script in CONSUMERS}
@@ -405,7 +405,7 @@ class FarTime:
 
 
 def test_a_message_that_pika_cannot_decode(
-    run: Run, channel: BlockingChannel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    run: Run, channel: Channel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     encode = pika.data.encode_value
 
@@ -444,7 +444,7 @@ def without_pauses(folder: Path, script: str) -> str:
     return str(program)
 
 
-def test_output_that_cannot_be_written(broker: Broker, channel: BlockingChannel) -> None:
+def test_output_that_cannot_be_written(broker: Broker, channel: Channel) -> None:
     def start(script: str, output: int, clue: str) -> None:
         process = subprocess.Popen(
             [sys.executable, *command(script)],
@@ -509,7 +509,7 @@ def test_an_error_in_the_code_keeps_its_traceback(
     "error", ["socket.gaierror", "BrokenPipeError", "pika.exceptions.AMQPError", "TimeoutError"]
 )
 def test_an_error_of_the_task_is_not_taken_for_one_of_the_connection(
-    run: Run, broker: Broker, channel: BlockingChannel, variant: Variant, error: str
+    run: Run, broker: Broker, channel: Channel, variant: Variant, error: str
 ) -> None:
     services = {
         script: run(variant(script, beginning(script, WORK_OF[script], f"raise {error}('mine')")))
@@ -548,9 +548,7 @@ def test_rabbitmqs_reason_for_closing_a_connection_is_told(
         assert re.search("CONNECTION_FORCED.*maintenance", service.error[0])
 
 
-def test_a_deleted_queue_ends_a_viewer_and_not_a_service(
-    run: Run, channel: BlockingChannel
-) -> None:
+def test_a_deleted_queue_ends_a_viewer_and_not_a_service(run: Run, channel: Channel) -> None:
     consumers = {script: run(script).expect_ready() for script in QUEUE_OF}
     for queue in QUEUE_OF.values():
         channel.queue_delete(queue=queue)
@@ -562,7 +560,7 @@ def test_a_deleted_queue_ends_a_viewer_and_not_a_service(
 
 
 def test_services_come_back_when_tls_handshakes_were_reset(
-    run: Run, own_broker: OwnBroker, channel: BlockingChannel, tmp_path: Path
+    run: Run, own_broker: OwnBroker, channel: Channel, tmp_path: Path
 ) -> None:
     authority = tmp_path / "authority.pem"
     authority.write_bytes(own_broker.authority)
@@ -607,7 +605,7 @@ def in_use(process: psutil.Process) -> tuple[int, int, int]:
 
 
 def test_a_hundred_lost_connections_leave_nothing_behind(
-    run: Run, broker: Broker, channel: BlockingChannel, tmp_path: Path
+    run: Run, broker: Broker, channel: Channel, tmp_path: Path
 ) -> None:
     with contextlib.ExitStack() as networks:
         started = []
@@ -639,7 +637,7 @@ def test_a_hundred_lost_connections_leave_nothing_behind(
 
 
 def test_serve_may_be_called_again(
-    run: Run, broker: Broker, channel: BlockingChannel, unused_port: int, tmp_path: Path
+    run: Run, broker: Broker, channel: Channel, unused_port: int, tmp_path: Path
 ) -> None:
     """As by a program of the reader's own that starts before the broker."""
     for script in SERVICES:
@@ -682,7 +680,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def test_a_connection_is_used_by_one_thread(
-    run: Run, broker: Broker, channel: BlockingChannel, tmp_path: Path
+    run: Run, broker: Broker, channel: Channel, tmp_path: Path
 ) -> None:
     program = tmp_path / "one_thread.py"
     program.write_text(ONE_THREAD)

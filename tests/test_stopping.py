@@ -15,7 +15,7 @@ from itertools import cycle
 import psutil
 import pytest
 from pika import spec
-from pika.adapters.blocking_connection import BlockingChannel
+from pika.adapters.blocking_connection import BlockingChannel as Channel
 
 from testbed.broker import Broker, OwnBroker
 from testbed.terminal import REPOSITORY, Terminal, script_environment
@@ -86,7 +86,7 @@ def test_a_sender_that_is_blocked(run: Run, own_broker: OwnBroker) -> None:
 
 @SIGNALS
 def test_while_waiting_for_a_confirm_or_an_answer(
-    run: Run, broker: Broker, channel: BlockingChannel, number: signal.Signals
+    run: Run, broker: Broker, channel: Channel, number: signal.Signals
 ) -> None:
     channel.queue_declare(queue="rpc_queue", durable=True)
     with Network(broker.url) as network:
@@ -130,7 +130,7 @@ def test_an_idle_service(run: Run, broker: Broker, number: signal.Signals) -> No
 def test_a_service_at_work_finishes_its_task_and_takes_no_more(
     run: Run,
     broker: Broker,
-    channel: BlockingChannel,
+    channel: Channel,
     variant: Variant,
     number: signal.Signals,
     prefetch_count: int,
@@ -156,7 +156,7 @@ def test_a_service_at_work_finishes_its_task_and_takes_no_more(
 
 @SIGNALS
 def test_a_service_that_is_told_twice_ends_at_once(
-    run: Run, broker: Broker, channel: BlockingChannel, variant: Variant, number: signal.Signals
+    run: Run, broker: Broker, channel: Channel, variant: Variant, number: signal.Signals
 ) -> None:
     services = {
         script: run(variant(script, at_work(script, 60))).expect_ready() for script in SERVICES
@@ -177,7 +177,7 @@ def test_a_service_that_is_told_twice_ends_at_once(
 def test_a_service_that_has_lost_its_connection(
     run: Run,
     broker: Broker,
-    channel: BlockingChannel,
+    channel: Channel,
     variant: Variant,
     mode: Mode,
     busy: bool,  # noqa: FBT001
@@ -221,7 +221,7 @@ def can_be_process_1() -> bool:
     return False
 
 
-def test_as_process_1(run: Run, broker: Broker, channel: BlockingChannel, variant: Variant) -> None:
+def test_as_process_1(run: Run, broker: Broker, channel: Channel, variant: Variant) -> None:
     """As a container runs a script."""
     if not can_be_process_1():
         pytest.skip("this machine starts no process in a namespace of its own")
@@ -263,7 +263,7 @@ def unread(process: subprocess.Popen[bytes]) -> int:
     return size[0]
 
 
-def test_output_that_nobody_reads(broker: Broker, channel: BlockingChannel) -> None:
+def test_output_that_nobody_reads(broker: Broker, channel: Channel) -> None:
     with contextlib.ExitStack() as processes:
         consumers: dict[str, subprocess.Popen[bytes]] = {}
         for script in ("part_1/receive.py", *SERVICES):
@@ -325,7 +325,7 @@ def test_at_many_lines_of_a_run(broker: Broker) -> None:
 
 
 def stopped_at(
-    channel: BlockingChannel, url: str, script: str, lines: list[int]
+    channel: Channel, url: str, script: str, lines: list[int]
 ) -> list[tuple[int, int, list[str]]]:
     """Run the service with a signal at each of these lines, and assert that nothing is lost.
 
