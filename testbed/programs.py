@@ -3,7 +3,7 @@
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 
 import pika
@@ -26,11 +26,10 @@ RECEIVED = " [x] Received "
 class Programs(contextlib.ExitStack):
     """Programs that run on the broker until the end, and the time of each line that they print."""
 
-    def __init__(self, broker: Broker, keep: Callable[[str], str] = str) -> None:
-        """Have programs reach the broker; `keep` says what is kept of each line that they print."""
+    def __init__(self, broker: Broker) -> None:
+        """Have programs reach the broker."""
         super().__init__()
         self.broker = broker
-        self._keep = keep
         self._began = time.perf_counter()
         self.started: list[Terminal] = []
         self.printed: list[tuple[float, Terminal, str]] = []
@@ -39,9 +38,7 @@ class Programs(contextlib.ExitStack):
     def start(self, *command: str, url: str = "", name: str = "", merge: bool = False) -> Terminal:
         """Start a program, which reaches the broker, or the one at another address."""
         name = name or str(len(self.started) + 1)
-        terminal = Terminal(
-            name, url or self.broker.url, self.echo, *command, keep=self._keep, merge=merge
-        )
+        terminal = Terminal(name, url or self.broker.url, self.echo, *command, merge=merge)
         self.started.append(terminal)
         self.callback(terminal.wait)
         self.callback(terminal.process.kill)

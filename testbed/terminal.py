@@ -70,7 +70,6 @@ class Terminal:
         url: str,
         echo: Echo,
         *command: str,
-        keep: Callable[[str], str] = str,
         merge: bool = False,
     ) -> None:
         """Start `command`, such as "part_2/new_task.py", "First task.".
@@ -80,14 +79,12 @@ class Terminal:
             url: The broker's address, which the script gets as RABBITMQ_URL.
             echo: Is called with this terminal and each line, as it is printed.
             command: A script's path from the repository on, and its arguments.
-            keep: What is kept, and echoed, of each line that it prints.
             merge: Whether its errors come with its output, in the order in which both are printed.
         """
         self.name = name
         # Arguments need not be UTF-8, while this is for showing.
         self.command = shlex.join(["python", *command]).encode(errors="replace").decode()
         self._echo = echo
-        self._keep = keep
         self._out: list[str] = []
         self._error: list[str] = []
         self._printed = threading.Condition()
@@ -114,7 +111,7 @@ class Terminal:
         with stream:
             for line in stream:
                 with self._printed:
-                    lines.append(self._keep(line.rstrip("\n")))
+                    lines.append(line.rstrip("\n"))
                     self._echo(self, lines[-1])
                     self._printed.notify_all()
 

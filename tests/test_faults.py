@@ -94,7 +94,6 @@ RIGHT = Report(
         Ended((WORKER,), -signal.SIGKILL, [" [x] Received '1'"]),
     ],
     servers=[Ended((SERVER,), 0, told=True), Ended((SERVER,), -signal.SIGKILL)],
-    stopped_in={"'2'": 0},
     left={"task_queue": 0, "rpc_queue": 0},
 )
 
@@ -105,7 +104,6 @@ def test_what_may_happen_is_not_wrong() -> None:
         "3 tasks reported as sent, 3 of them done",
         "2 tasks in doubt, since their senders failed; 1 of them done",
         "1 tasks done twice or more",
-        "1 tasks finished by workers that were told to stop",
         "3 calls answered; 1 clients failed, and asked again",
     ]
 
@@ -180,10 +178,6 @@ def test_what_may_happen_is_not_wrong() -> None:
             {"workers": [*RIGHT.workers, replace(worker("1"), out=[*worker("1").out, *MORE])]},
             f"{WORKER} was told to stop, and took more: {[' [x] Done', *MORE]}",
         ),
-        (
-            {"stopped_in": {"'2'": 1}},
-            "done twice: '2', which a worker had finished when told to stop",
-        ),
         ({"left": {"task_queue": 3}}, "3 messages are left in task_queue"),
         ({"processes": ["python gone"]}, "still running: python gone"),
     ],
@@ -196,18 +190,3 @@ def test_what_may_not_happen_is_wrong(broken: dict[str, Any], complaint: str) ->
 
 def test_a_job_that_never_succeeded_is_wrong() -> None:
     assert list(RIGHT.wrong(jobs=6)) == ["2 of 6 jobs failed 5 times"]
-
-
-def test_which_tasks_workers_were_told_to_stop_in() -> None:
-    printed = [
-        (1, "first", " [x] Received 'one'"),
-        (2, "second", " [x] Received 'two'"),
-        (3, "second", " [x] Done"),
-        (4, "first", FINISHING),
-        (6, "first", " [x] Done"),
-    ]
-    assert faults.stopped_in(printed, kills=[]) == {"'one'": 0}
-    again = [*printed, (8, "third", " [x] Received 'one'")]
-    assert faults.stopped_in(again, kills=[0, 9]) == {"'one'": 1}
-    # A RabbitMQ that was killed meanwhile may have forgotten that the task was acknowledged.
-    assert faults.stopped_in(again, kills=[0, 7, 9]) == {"'one'": 0}

@@ -427,22 +427,6 @@ def test_a_task_whose_connection_is_lost_before_the_acknowledgement_is_done_agai
     own_broker.wait_for_acknowledgements(QUEUE)
 
 
-def test_step_4_sends_no_heartbeats_in_a_long_task_and_does_it_again(
-    run: Run, broker: Broker, channel: Channel
-) -> None:
-    deaf = run(WORKERS[4], url=f"{broker.url}?heartbeat=2").expect_ready()
-    task = "long............"
-    send(channel, task)
-    deaf.expect("Received")
-    # RabbitMQ gives the worker up in the middle of its task.
-    broker.wait_for_ready(QUEUE, 1)
-    assert " [x] Done" not in deaf.out
-    assert deaf.wait() == 1
-    assert deaf.messages == [f"Received '{task}'", "Done"]
-    successor = run(WORKER).expect("Received")
-    assert received(successor) == [task]
-
-
 @pytest.mark.claim("II-stop")
 @pytest.mark.parametrize("tell", [Terminal.terminate, Terminal.ctrl_c])
 def test_told_to_stop_a_worker_finishes_its_task_and_takes_no_more(

@@ -378,7 +378,7 @@ def test_a_refused_declaration_is_told_in_rabbitmqs_words_alone(
 def test_a_body_may_be_any_bytes(run: Run, channel: Channel) -> None:
     consumers = {script: run(*command(script)).expect_ready() for script in CONSUMERS}
     for script, consumer in consumers.items():
-        for body in (b"", bytes(range(256)), b"4321"):
+        for body in (b"", bytes(range(256)), bytes(1_000_000), b"4321"):
             publish(channel, script, body)
         consumer.expect("4321")
         assert consumer.error == []

@@ -6,8 +6,8 @@
 Five hundred tasks go by part_2/new_task.py to four workers, and two thousand calls by
 part_6/rpc_client.py to two servers. Some of them are killed, and some are told to stop by SIGTERM.
 Whoever is gone is replaced, and what fails is tried again, as a person would. In the end each task
-that was reported as sent was done, no task was done that nobody had sent, no task that a worker was
-told to stop in was done twice, no call got a wrong answer, nothing failed but where the broker
+that was reported as sent was done, no task was done that nobody had sent, no worker dropped the
+task that it was told to stop in, no call got a wrong answer, nothing failed but where the broker
 went, and that was said in one clear line, the queues are empty, and no process is left. Otherwise
 the run says what is wrong, and exits with 1.
 
@@ -16,7 +16,6 @@ makes of it: who was busy with what differs from run to run.
 """
 
 import contextlib
-import math
 import random
 import signal
 import subprocess
@@ -221,27 +220,6 @@ def wrong_with_consumer(ended: Ended) -> Iterator[str]:
             yield f"{ended.command[0]} was told to stop, and took more: {after.splitlines()[1:]}"
 
 
-def stopped_in(
-    printed: Sequence[tuple[float, object, str]], kills: Iterable[float]
-) -> dict[str, int]:
-    """Return the tasks that workers finished when told to stop, and how often each came again.
-
-    Args:
-        printed: When which worker printed what.
-        kills: When RabbitMQ was killed, which may make it forget an acknowledgement.
-    """
-    came_again = {}
-    for told, worker, line in printed:
-        own = [(when, line) for when, who, line in printed if who is worker]
-        if FINISHING in line and any(DONE in line for when, line in own if when > told):
-            begun, task = [(when, line) for when, line in own if line.startswith(RECEIVED)][-1]
-            until = min((kill for kill in kills if kill > begun), default=math.inf)
-            came_again[task.removeprefix(RECEIVED)] = sum(
-                line == task for when, _, line in printed if begun < when < until
-            )
-    return came_again
-
-
 def wrong_with_tasks(senders: Iterable[Ended], workers: Sequence[Ended]) -> Iterator[str]:
     """Say which tasks are lost, and which were done that nobody asked for."""
     done = {task for worker in workers for task in worker.done}
@@ -263,8 +241,6 @@ class Report:
     clients: list[Ended] = field(default_factory=list)
     workers: list[Ended] = field(default_factory=list)
     servers: list[Ended] = field(default_factory=list)
-    #: The tasks that workers finished when told to stop, and how often each came again.
-    stopped_in: dict[str, int] = field(default_factory=dict)
     #: How often what was done.
     faults: Counter[str] = field(default_factory=Counter)
     #: How many messages each queue has in the end, and the command lines of what still runs.
@@ -286,9 +262,6 @@ class Report:
         for consumer in (*self.workers, *self.servers):
             yield from wrong_with_consumer(consumer)
         yield from wrong_with_tasks(self.senders, self.workers)
-        for task, times in self.stopped_in.items():
-            if times:
-                yield f"done twice: {task}, which a worker had finished when told to stop"
         if failed := jobs - sum(program.through for program in programs):
             yield f"{failed} of {jobs} jobs failed {ATTEMPTS} times"
         for queue, number in self.left.items():
@@ -307,7 +280,6 @@ class Report:
         yield f"{len(sent)} tasks reported as sent, {len(sent & done.keys())} of them done"
         yield f"{len(doubtful)} tasks in doubt, since their senders failed; {arrived} of them done"
         yield f"{again} tasks done twice or more"
-        yield f"{len(self.stopped_in)} tasks finished by workers that were told to stop"
         answers = sum(line.startswith(" [.] ") for client in self.clients for line in client.out)
         failed = sum(client.code != 0 for client in self.clients)
         yield f"{answers} calls answered; {failed} clients failed, and asked again"
@@ -340,7 +312,6 @@ class Trial:
         self._asking = set[Terminal]()
         self._broker_runs = threading.Event()
         self._outages = 0
-        self._kills: list[float] = []
         self._told = set[Terminal]()
         self._hung = set[Terminal]()
         self._report = Report()
@@ -426,7 +397,6 @@ class Trial:
             if fault.what == "stop the broker":
                 self._broker.stop()
             else:
-                self._kills.append(time.perf_counter())  # the clock of what is printed
                 self._broker.kill()
             self._broker.start()
             self._broker_runs.set()
@@ -480,7 +450,6 @@ class Trial:
                 code = None if consumer in self._hung else consumer.wait()
                 script, told = (self._scripts[kind],), consumer in self._told
                 ended.append(Ended(script, code, consumer.out, consumer.error, told=told))
-        self._report.stopped_in = stopped_in(self._programs.printed, self._kills)
         self._report.left = {queue: self._broker.ready(queue) for queue in QUEUES}
         self._report.processes = processes_left()
 

@@ -2,14 +2,12 @@
 
     make load            within a few minutes
 
-Two hundred workers share ten thousand tasks, a hundred of them of a megabyte. Two hundred receivers
-get a copy each of fifty messages, two of them of a megabyte. One worker, and one RPC server, do ten
-thousand alone. In the end each task was done, each receiver got each message in order, the memory
-of the two is where it was after the first two thousand, and no process is left. Otherwise the run
-says what is wrong, and exits with 1.
+Two hundred workers share ten thousand tasks, and two hundred receivers get a copy each of fifty
+messages. One worker, and one RPC server, do ten thousand alone. In the end each task was done, each
+receiver got each message in order, the memory of the two is where it was after the first two
+thousand, and no process is left. Otherwise the run says what is wrong, and exits with 1.
 """
 
-import hashlib
 import sys
 import time
 from collections import Counter
@@ -23,7 +21,6 @@ from part_6.rpc_client import FibonacciRpcClient
 from testbed.broker import Broker
 from testbed.programs import (
     LOGS,
-    RECEIVED,
     SERVER,
     TASK_QUEUE,
     WORKER,
@@ -39,7 +36,6 @@ from testbed.waiting import wait_until
 
 RECEIVER = "part_3/receive_logs.py"
 
-MEGABYTE = 1_000_000
 # So many programs are started at once: each start takes a core for a while.
 BATCH = 20
 # Whoever prints nothing for so long will print no more.
@@ -56,9 +52,9 @@ class Size:
     """How much is done."""
 
     workers: int
-    tasks: int  # that they share; each hundredth is of a megabyte
+    tasks: int  # that they share
     receivers: int
-    messages: int  # for each of them; each 25th is of a megabyte
+    messages: int  # for each of them
     warm: int  # tasks, or requests, before one program's memory is first looked at
     more: int  # and then
 
@@ -66,25 +62,10 @@ class Size:
 FULL = Size(workers=200, tasks=10_000, receivers=200, messages=50, warm=2_000, more=8_000)
 
 
-def brief(line: str) -> str:
-    """Return what is kept of a line: all of a short one, the length and a digest of a long one."""
-    if len(line) <= 200:
-        return line
-    return f"{line[:50]}… ({len(line)} characters, {hashlib.sha256(line.encode()).hexdigest()})"
-
-
-def bodies(what: str, number: int, large: int) -> list[str]:
-    """Return so many bodies, all different. One in so many, and the last, is of a megabyte."""
-    return [
-        f"{what} {n}".ljust(MEGABYTE if n % large == 0 or n == number else 0, "x")
-        for n in range(1, number + 1)
-    ]
-
-
 def wrong_with_work(tasks: Sequence[str], printed: Sequence[Sequence[str]]) -> Iterator[str]:
     """Say which tasks are not done, and what was done that is no task, by what workers printed."""
     done = {task for lines in printed for task in tasks_done(lines)}
-    expected = {brief(f"{RECEIVED}{task!r}").removeprefix(RECEIVED) for task in tasks}
+    expected = set(map(repr, tasks))
     for task in sorted(expected - done):
         yield f"lost: {task}"
     for task in sorted(done - expected):
@@ -93,7 +74,7 @@ def wrong_with_work(tasks: Sequence[str], printed: Sequence[Sequence[str]]) -> I
 
 def wrong_with_copies(messages: Sequence[str], printed: Sequence[Sequence[str]]) -> Iterator[str]:
     """Say which receivers did not print all messages, in order and nothing else."""
-    expected = [brief(f" [x] {message!r}") for message in messages]
+    expected = [f" [x] {message!r}" for message in messages]
     for number, lines in enumerate(printed, start=1):
         got = [line for line in lines if line.startswith(" [x] ")]
         if missing := Counter(expected) - Counter(got):
@@ -130,8 +111,8 @@ class Load:
 
     def workers(self) -> Iterator[str]:
         """Have many workers share many tasks; say what is wrong."""
-        tasks = bodies("task", self._size.tasks, large=100)
-        with Programs(self._broker, brief) as programs, self._broker.channel() as channel:
+        tasks = [f"task {n}" for n in range(self._size.tasks)]
+        with Programs(self._broker) as programs, self._broker.channel() as channel:
             self._start(programs, self._size.workers, WORKER)
             channel.confirm_delivery()
             began = time.perf_counter()
@@ -151,8 +132,8 @@ class Load:
 
     def receivers(self) -> Iterator[str]:
         """Have many receivers get a copy each of some messages; say what is wrong."""
-        messages = bodies("message", self._size.messages, large=25)
-        with Programs(self._broker, brief) as programs, self._broker.channel() as channel:
+        messages = [f"message {n}" for n in range(self._size.messages)]
+        with Programs(self._broker) as programs, self._broker.channel() as channel:
             self._start(programs, self._size.receivers, RECEIVER)
             began = time.perf_counter()
             for message in messages:
@@ -169,7 +150,7 @@ class Load:
 
     def memory_of_a_worker(self) -> Iterator[str]:
         """Have one worker do many tasks; say whether it keeps memory of them."""
-        with Programs(self._broker, brief) as programs, self._broker.channel() as channel:
+        with Programs(self._broker) as programs, self._broker.channel() as channel:
             worker = programs.start(WORKER).expect_ready()
             done = 0
 
@@ -185,7 +166,7 @@ class Load:
 
     def memory_of_a_server(self) -> Iterator[str]:
         """Have one server answer many requests; say whether it keeps memory of them."""
-        with Programs(self._broker, brief) as programs:
+        with Programs(self._broker) as programs:
             server = programs.start(SERVER).expect_ready()
             with FibonacciRpcClient(pika.URLParameters(self._broker.url)) as client:
 
@@ -214,10 +195,7 @@ class Load:
     def _start(self, programs: Programs, number: int, script: str) -> None:
         began = time.perf_counter()
         while (started := len(programs.started)) < number:
-            for _ in range(min(BATCH, number - started)):
-                programs.start(script)
-            for terminal in programs.started[started:]:
-                terminal.expect("[*] ", seconds=60)
+            programs.start_ready(min(started + BATCH, number), script)
         memory = sum(psutil.Process(t.process.pid).memory_info().rss for t in programs.started)
         self._tell(
             f"{number} times {script} ready within {time.perf_counter() - began:.0f} s,"
