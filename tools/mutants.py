@@ -119,11 +119,7 @@ def files_for(mutant: Mutant, tree: Path) -> list[str]:
 
 
 def survivors_of(mutants: list[Mutant], broker: str) -> list[Mutant]:
-    """Try the mutants, and print for each which test caught it; return those that none caught.
-
-    Raises:
-        RuntimeError: A test that caught one fails on the unedited scripts too.
-    """
+    """Try the mutants, and print for each which test caught it; return those that none caught."""
     survivors: list[Mutant] = []
     catching: set[str] = set()
     with (

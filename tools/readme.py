@@ -92,12 +92,7 @@ def measured_anew(page: str) -> str:
     """Return the text of a page with all that was measured put in again, and nothing else run."""
 
     def again(match: re.Match[str]) -> str:
-        call = ast.parse(match[2], mode="eval").body
-        assert isinstance(call, ast.Call)
-        assert isinstance(call.func, ast.Name)
-        arguments = [ast.literal_eval(argument) for argument in call.args]
-        named = {str(one.arg): ast.literal_eval(one.value) for one in call.keywords}
-        text: str = globals()[call.func.id](*arguments, **named)
+        text = str(eval(match[2]))  # noqa: S307 - as cog does
         marker = match[0].removesuffix(match[3])
         return marker + text + ("\n" if match[1] == "outl" else "")
 

@@ -52,11 +52,10 @@ class Shell:
             dimensions=(50, 400),
             timeout=SECONDS,
         )
-        self._new = ""
-        self._wait_for_prompt()
-        self._new = ""
         self._shell.sendline("ulimit -c 0")  # a program that Ctrl+\ ends leaves no core file
-        self._wait_for_prompt()
+        for _ in range(2):
+            self._new = ""
+            self._wait_for_prompt()
         self._new = ""
 
     def type(self, command: str) -> None:
@@ -66,21 +65,16 @@ class Shell:
 
     def wait_for(self, text: str) -> None:
         """Wait until the text is printed, and the line that it stands in."""
-        self._shell.expect_exact(text)
-        self._take()
-        self._shell.expect_exact("\n")
-        self._take()
+        for each in (text, "\n"):
+            self._shell.expect_exact(each)
+            self._new += f"{self._shell.before}{self._shell.after}"
 
     def press(self, key: str) -> None:
         """Press a key, one of KEYS."""
         self._shell.send(KEYS[key])
 
     def wait_for_end(self, code: int) -> None:
-        """Wait for the prompt.
-
-        Raises:
-            AssertionError: The program's exit code is another one.
-        """
+        """Wait for the prompt; the program's exit code has to be that one."""
         ended = self._wait_for_prompt()
         assert ended == code, f"exit code {ended}, and not {code}: {self._new}"
 
@@ -97,9 +91,6 @@ class Shell:
         self._shell.expect(PROMPT)
         self._new += f"{self._shell.before}"
         return int(self._shell.match[1])  # type: ignore[index]
-
-    def _take(self) -> None:
-        self._new += f"{self._shell.before}{self._shell.after}"
 
 
 def tidy(text: str) -> str:
