@@ -1,14 +1,12 @@
 """Being told to stop, by Ctrl+C or SIGTERM, wherever a script is at that moment."""
 
-import array
 import contextlib
-import fcntl
 import json
+import os
+import select
 import signal
 import subprocess
 import sys
-import termios
-import time
 from functools import partial
 from itertools import cycle
 
@@ -43,11 +41,6 @@ BOTH = (signal.SIGINT, signal.SIGTERM)
 SIGNALS = pytest.mark.parametrize("number", BOTH)
 
 
-def stop(terminal: Terminal, number: signal.Signals) -> None:
-    """Send a script that signal."""
-    terminal.process.send_signal(number)
-
-
 def ends_at_once(terminal: Terminal, number: signal.Signals) -> None:
     """Assert that a signal has ended a script, as its exit code says, and without a word."""
     assert terminal.wait() == 128 + number, terminal.command
@@ -64,7 +57,7 @@ def test_while_connecting(run: Run, broker: Broker) -> None:
         wait_until(lambda: network.accepted == len(started), "all to be connecting")
         signals = dict(zip(started, cycle(BOTH), strict=False))
         for script, terminal in started.items():
-            stop(terminal, signals[script])
+            terminal.process.send_signal(signals[script])
         for script, terminal in started.items():
             if script in SERVICES:
                 assert terminal.wait() == 0
@@ -80,7 +73,7 @@ def test_a_sender_that_is_blocked(run: Run, own_broker: OwnBroker) -> None:
         started.append(run(NEW_TASK, url=network.url))  # which is there for both signals
         wait_until(lambda: network.seen == len(started), "all to be blocked")
         for terminal, number in zip(started, cycle(BOTH), strict=False):
-            stop(terminal, number)
+            terminal.process.send_signal(number)
             ends_at_once(terminal, number)
 
 
@@ -96,7 +89,7 @@ def test_while_waiting_for_a_confirm_or_an_answer(
         client = run(CLIENT)
         wait_until(lambda: broker.ready("rpc_queue"), "the request to be there")
         for terminal in (sender, client):
-            stop(terminal, number)
+            terminal.process.send_signal(number)
             ends_at_once(terminal, number)
 
 
@@ -104,7 +97,7 @@ def test_while_waiting_for_a_confirm_or_an_answer(
 def test_a_viewer_ends_quietly(run: Run, broker: Broker, number: signal.Signals) -> None:
     viewers = [run(*command(script)).expect_ready() for script in VIEWERS]
     for viewer in viewers:
-        stop(viewer, number)
+        viewer.process.send_signal(number)
     for viewer in viewers:
         ends_at_once(viewer, number)
         assert len(viewer.out) == 1
@@ -117,7 +110,7 @@ def test_a_viewer_ends_quietly(run: Run, broker: Broker, number: signal.Signals)
 def test_an_idle_service(run: Run, broker: Broker, number: signal.Signals) -> None:
     services = [run(script).expect_ready() for script in SERVICES]
     for service in services:
-        stop(service, number)
+        service.process.send_signal(number)
     for service in services:
         assert service.wait() == 0
         assert service.error == []
@@ -144,7 +137,7 @@ def test_a_service_at_work_finishes_its_task_and_takes_no_more(
         for _ in range(5):
             publish(channel, script, b"1")
         service.expect("at work")
-        stop(service, number)
+        service.process.send_signal(number)
         service.expect("[*] Finishing this ")
     for script, service in services.items():
         assert service.wait() == 0
@@ -164,9 +157,9 @@ def test_a_service_that_is_told_twice_ends_at_once(
     for script, service in services.items():
         publish(channel, script, b"1")
         service.expect("at work")
-        stop(service, number)
+        service.process.send_signal(number)
         service.expect("To end at once press CTRL+C again")
-        stop(service, number)
+        service.process.send_signal(number)
         assert service.wait() == 128 + number
         assert service.error == []
         broker.wait_for_ready(QUEUE_OF[script], 1)
@@ -198,7 +191,7 @@ def test_a_service_that_has_lost_its_connection(
         if mode == "silent":
             wait_until(lambda: network.accepted >= before + 2, "both to be connecting again")
         for service in services.values():
-            stop(service, signal.SIGTERM)
+            service.process.send_signal(signal.SIGTERM)
         for script, service in services.items():
             assert service.wait() == 0
             assert all("Connection lost" in line for line in service.error)
@@ -255,58 +248,40 @@ def test_as_process_1(run: Run, broker: Broker, channel: Channel, variant: Varia
     assert [broker.ready(QUEUE_OF[script]) for script in SERVICES] == [0, 0]
 
 
-def unread(process: subprocess.Popen[bytes]) -> int:
-    """Return how many bytes of the program's output nobody has read."""
-    size = array.array("i", [0])
-    assert process.stdout
-    fcntl.ioctl(process.stdout, termios.FIONREAD, size)
-    return size[0]
-
-
 def test_output_that_nobody_reads(broker: Broker, channel: Channel) -> None:
-    with contextlib.ExitStack() as processes:
-        consumers: dict[str, subprocess.Popen[bytes]] = {}
-        for script in ("part_1/receive.py", *SERVICES):
-            process = processes.enter_context(
-                subprocess.Popen(
-                    [sys.executable, script],
-                    cwd=REPOSITORY,
-                    env=script_environment(broker.url),
-                    stdout=subprocess.PIPE,
-                    pipesize=4096,  # bytes, where the system lets us choose
-                )
-            )
-            consumers[script] = process
-            processes.callback(process.kill)
-            assert process.stdout
-            process.stdout.readline()
-            body = bytes(200) if script != SERVER else b"\xff" * 20
-            for _ in range(3000):
-                publish(channel, script, body)
+    def is_stuck(pipe: int, queue: str) -> bool:
+        """Return whether the pipe is full, and twenty looks see nothing taken from the queue."""
+        return (
+            not select.select([], [pipe], [], 0)[1]
+            and len({broker.ready(queue) for _ in range(20)}) == 1
+        )
 
-        for script, process in consumers.items():
-            wait_until(partial(is_full, process), "the pipe to be full")
+    def has_ended_when_told(process: subprocess.Popen[bytes]) -> bool:
+        if process.poll() is None:
+            process.terminate()  # a service waits for its output at the first: it cannot finish
+        return process.poll() is not None
+
+    for script in ("part_1/receive.py", *SERVICES):
+        with contextlib.ExitStack() as ends:
+            reading, writing = os.pipe()
+            for end in (reading, writing):
+                ends.callback(os.close, end)
+            process = subprocess.Popen(
+                [sys.executable, script],
+                cwd=REPOSITORY,
+                env=script_environment(broker.url),
+                stdout=writing,
+            )
+            ends.enter_context(process)
+            ends.callback(process.kill)
+            assert b"[*] Waiting" in os.read(reading, 1000)
+            for _ in range(3000):
+                publish(channel, script, bytes(200) if script != SERVER else b"\xff" * 20)
+            wait_until(partial(is_stuck, writing, QUEUE_OF[script]), "the pipe to be full")
             wait_until(partial(has_ended_when_told, process), "its end", pause=0.3)
             assert process.returncode == 128 + signal.SIGTERM, script
     for script in SERVICES:
         wait_until(partial(broker.ready, QUEUE_OF[script]), "what was not done")
-
-
-def is_full(process: subprocess.Popen[bytes]) -> bool:
-    """Return whether there is output to read, and no more of it after half a second."""
-    before, until = unread(process), time.monotonic() + 0.5
-    while unread(process) == before > 3000:
-        if time.monotonic() > until:
-            return True
-        time.sleep(0.05)
-    return False
-
-
-def has_ended_when_told(process: subprocess.Popen[bytes]) -> bool:
-    """Return whether a program has ended; send it a SIGTERM if it has not."""
-    if process.poll() is None:
-        process.terminate()  # a service waits for its output at the first: it cannot finish
-    return process.poll() is not None
 
 
 def test_at_many_lines_of_a_run(broker: Broker) -> None:
