@@ -86,12 +86,12 @@ def processes_left() -> list[str]:
     return left
 
 
-def publish_tasks(channel: BlockingChannel, tasks: Iterable[str]) -> None:
-    """Send persistent tasks to the task queue."""
+def publish_tasks(channel: BlockingChannel, tasks: Iterable[str], queue: str = TASK_QUEUE) -> None:
+    """Send persistent tasks to a queue that is there."""
     for task in tasks:
         channel.basic_publish(
             exchange="",
-            routing_key=TASK_QUEUE,
+            routing_key=queue,
             body=task.encode(),
             properties=pika.BasicProperties(delivery_mode=pika.DeliveryMode.Persistent),
         )

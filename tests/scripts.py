@@ -6,6 +6,7 @@ from pathlib import Path
 from pika import BasicProperties
 from pika.adapters.blocking_connection import BlockingChannel as Channel
 
+from testbed.programs import CLIENT, NEW_TASK, SERVER, WORKER
 from testbed.terminal import REPOSITORY
 
 SENDERS = (
@@ -23,8 +24,7 @@ VIEWERS = (
     "part_5/receive_logs_topic.py",
 )
 #: They finish what they have when they are told to end, and outlive a lost connection.
-WORKER, SERVER = SERVICES = ("part_2/worker.py", "part_6/rpc_server.py")
-NEW_TASK, CLIENT = "part_2/new_task.py", "part_6/rpc_client.py"
+SERVICES = (WORKER, SERVER)
 PRODUCERS = (*SENDERS, CLIENT)
 CONSUMERS = (*VIEWERS, *SERVICES)
 SCRIPTS = (*PRODUCERS, *CONSUMERS)

@@ -21,8 +21,9 @@ from pika.exceptions import UnroutableError
 from part_6 import rpc_server
 from part_6.rpc_client import FibonacciRpcClient, RpcError
 from testbed.broker import Broker
+from testbed.programs import CLIENT, SERVER
 from tests.conftest import Run
-from tests.scripts import CLIENT, SCRIPTS, SERVER, command
+from tests.scripts import SCRIPTS, command
 from tests.test_scripts import NO_ADDRESS, NO_ADDRESSES
 from tools.faults import fibonacci
 
@@ -187,9 +188,7 @@ def test_any_request_has_an_answer(body: bytes) -> None:
     assert len(text) < 5000
 
 
-def test_any_request_is_answered_once_on_the_broker(
-    run: Run, broker: Broker, channel: Channel
-) -> None:
+def test_any_request_is_answered_once(run: Run, broker: Broker, channel: Channel) -> None:
     queue = str(channel.queue_declare(queue="", exclusive=True).method.queue)
 
     @settings(max_examples=30)
@@ -218,9 +217,7 @@ NUMBERS = st.integers(-5, 30) | st.integers(19_990, 20_010) | st.sampled_from([1
 SECONDS = st.floats(max_value=0.002) | st.floats(min_value=30) | st.just(float("nan"))
 
 
-def test_any_number_and_timeout_ends_in_the_right_number_or_an_error(
-    run: Run, broker: Broker
-) -> None:
+def test_any_call_ends_in_the_right_number_or_an_error(run: Run, broker: Broker) -> None:
     run(SERVER).expect_ready()
     with FibonacciRpcClient(pika.URLParameters(broker.url)) as client:
 

@@ -12,10 +12,12 @@ from pika.exceptions import ChannelClosedByBroker
 from pika.spec import BasicProperties
 
 from testbed.broker import Broker, OwnBroker
+from testbed.programs import NEW_TASK, WORKER
+from testbed.programs import TASK_QUEUE as QUEUE
 from testbed.terminal import REPOSITORY
 from testbed.waiting import wait_until
 from tests.conftest import Run, Variant
-from tests.test_part_2 import NEW_TASK, QUEUE, WORK, WORKER, received, send
+from tests.test_part_2 import WORK, received, send
 
 # worker.py, with tasks that can fail: each is to be a number.
 NUMBERS_ONLY = (WORK, "    int(task)")

@@ -9,13 +9,11 @@ from bench import measure as bench
 from bench.results import Sample
 from testbed.broker import Broker
 from testbed.cluster import Cluster
+from testbed.programs import CLIENT, NEW_TASK, RPC_QUEUE, SERVER, WORKER, tasks_done
+from testbed.programs import TASK_QUEUE as QUEUE
 from testbed.terminal import Terminal
 from testbed.waiting import wait_until
 from tests.conftest import Run, Variant
-from tests.test_part_2 import NEW_TASK, QUEUE, WORKER
-from tests.test_part_6 import CLIENT, SERVER
-
-RPC_QUEUE = "rpc_queue"
 
 # new_task.py, with each of its arguments as a task of its own.
 SEND_EACH = (
@@ -35,12 +33,7 @@ def declare(queue: str, node: Broker) -> None:
 
 def done(workers: list[Terminal]) -> set[str]:
     """Return the tasks that a worker says it received and then did."""
-    return {
-        received.split("'")[1]
-        for worker in workers
-        for received, then in zip(worker.messages, worker.messages[1:], strict=False)
-        if then == "Done"
-    }
+    return {task.strip("'") for worker in workers for task in tasks_done(worker.out)}
 
 
 def send_all(run: Run, script: str, tasks: list[str]) -> None:
@@ -66,9 +59,7 @@ def test_three_nodes_that_start_at_once_form_one_cluster(cluster: Cluster) -> No
 
 
 @pytest.mark.claim("beyond-cluster-quorum")
-def test_durable_queues_are_replicated_and_the_others_are_on_one_node(
-    run: Run, cluster: Cluster
-) -> None:
+def test_durable_queues_are_replicated_and_no_others(run: Run, cluster: Cluster) -> None:
     for script in (WORKER, SERVER, "part_1/receive.py", "part_3/receive_logs.py"):
         run(script).expect_ready()
     # Declared again, by programs that say nothing of the queue's type.

@@ -16,14 +16,13 @@ from pika.spec import Connection
 
 from part_2 import new_task
 from testbed.broker import Broker, OwnBroker
+from testbed.programs import HELLO, NEW_TASK, WORKER, publish_tasks
+from testbed.programs import TASK_QUEUE as QUEUE
 from testbed.terminal import Terminal
 from testbed.waiting import wait_until
 from tests.conftest import Run, Variant
 from tests.network import Network
 from tests.scripts import beginning
-
-NEW_TASK, WORKER, QUEUE = "part_2/new_task.py", "part_2/worker.py", "task_queue"
-HELLO = "hello"  # the queue of the first steps
 
 # The programs on the way to these two. Each lacks something, which its docstring tells.
 NEW_TASKS = {number: f"part_2/steps/new_task_{number}.py" for number in range(1, 4)}
@@ -38,13 +37,7 @@ LONG = 50 * "."  # a task that lasts longer than a test waits for anything
 def send(channel: Channel, *tasks: str, queue: str = QUEUE) -> None:
     """Send the tasks as new_task.py does, but without a process for each."""
     channel.queue_declare(queue=queue, durable=queue == QUEUE)
-    for task in tasks:
-        channel.basic_publish(
-            exchange="",
-            routing_key=queue,
-            body=task.encode(),
-            properties=pika.BasicProperties(delivery_mode=pika.DeliveryMode.Persistent),
-        )
+    publish_tasks(channel, tasks, queue)
 
 
 def received(terminal: Terminal) -> list[str]:
@@ -81,9 +74,7 @@ def test_the_words_of_a_command_line_are_one_task(run: Run, channel: Channel) ->
 
 
 @pytest.mark.claim("II-parallel")
-def test_more_workers_clear_a_backlog_faster(
-    run: Run, managed_broker: Broker, channel: Channel
-) -> None:
+def test_more_workers_are_faster(run: Run, managed_broker: Broker, channel: Channel) -> None:
     alone = seconds_for_three_tasks(run, managed_broker, channel, workers=1)
     together = seconds_for_three_tasks(run, managed_broker, channel, workers=3)
     assert together < 0.6 * alone  # a third, and something for a busy machine
@@ -349,9 +340,7 @@ def test_a_task_for_a_queue_that_is_not_there_is_an_error(
     assert capsys.readouterr().out == ""
 
 
-def test_step_3_waits_for_its_confirm_however_long_it_takes(
-    run: Run, own_broker: OwnBroker
-) -> None:
+def test_step_3_waits_for_its_confirm_for_ever(run: Run, own_broker: OwnBroker) -> None:
     with own_broker.blocking_publishers():
         waiting = run(NEW_TASKS[3], "task")
         gives_up = run(NEW_TASK, "task", url=f"{own_broker.url}?blocked_connection_timeout=2")
@@ -451,9 +440,7 @@ def test_told_to_stop_a_worker_finishes_its_task_and_takes_no_more(
     assert received(successor) == ["next 1", "next 2"]
 
 
-def test_step_6_drops_its_task_when_told_to_stop(
-    run: Run, broker: Broker, channel: Channel
-) -> None:
+def test_step_6_told_to_stop_drops_its_task(run: Run, broker: Broker, channel: Channel) -> None:
     worker = run(WORKERS[6]).expect_ready()
     send(channel, f"task{LONG}")
     worker.expect("Received")

@@ -68,9 +68,7 @@ def test_bound_with_a_hash_a_queue_gets_everything(run: Run, channel: Channel) -
 
 
 @pytest.mark.claim("V-like-direct")
-def test_without_wildcards_a_topic_exchange_is_like_a_direct_one(
-    run: Run, channel: Channel
-) -> None:
+def test_without_wildcards_a_topic_exchange_is_like_direct(run: Run, channel: Channel) -> None:
     receiver = run(RECEIVE, "quick.orange", "end").expect_ready()
     publish(channel, "quick.orange", "quick", "quick.orange.fox", "slow.orange", "end")
     assert keys_until(receiver, "end") == ["quick.orange"]

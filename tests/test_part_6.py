@@ -13,13 +13,13 @@ from pika.exceptions import AMQPError, ChannelClosedByBroker
 
 from part_6.rpc_client import FibonacciRpcClient, RpcError
 from testbed.broker import Broker, OwnBroker
+from testbed.programs import CLIENT, SERVER
+from testbed.programs import RPC_QUEUE as QUEUE
 from testbed.terminal import Terminal
 from testbed.waiting import wait_until
 from tests.conftest import Run, Variant
 from tests.network import Network
 from tests.scripts import beginning
-
-CLIENT, SERVER, QUEUE = "part_6/rpc_client.py", "part_6/rpc_server.py", "rpc_queue"
 
 # The programs on the way to these two. Each lacks something, which its docstring tells.
 CLIENTS = {number: f"part_6/steps/rpc_client_{number}.py" for number in (1, 2)}
@@ -27,7 +27,7 @@ FIRST_SERVER = "part_6/steps/rpc_server_1.py"
 
 
 @pytest.fixture
-def run_slow(run: Run, variant: Variant) -> Callable[..., Terminal]:
+def run_slow(run: Run, variant: Variant) -> Run:
     """Run a server that takes so many seconds for each request."""
 
     def run_slow(seconds: float, **options: str) -> Terminal:
@@ -94,9 +94,7 @@ def test_a_call_returns_the_servers_answer(run: Run, broker: Broker) -> None:
 
 
 @pytest.mark.claim("VI-one-callback-queue")
-def test_many_calls_use_one_callback_queue(
-    run: Run, managed_broker: Broker, channel: Channel
-) -> None:
+def test_calls_use_one_callback_queue(run: Run, managed_broker: Broker, channel: Channel) -> None:
     before = set(managed_broker.queues())
     with client_of(managed_broker) as client:
         for n in range(3):
@@ -122,9 +120,7 @@ def test_an_answer_with_an_unknown_id_is_ignored(broker: Broker, channel: Channe
         assert client.requests == {}
 
 
-def test_step_1_takes_any_answer_for_its_own_and_step_2_does_not(
-    run: Run, channel: Channel
-) -> None:
+def test_step_1_takes_any_answer_and_step_2_its_own(run: Run, channel: Channel) -> None:
     for script, result in ((CLIENTS[1], 1), (CLIENTS[2], 21)):
         client = run(script, "8")
         request = take_request(channel)
@@ -172,7 +168,7 @@ def test_a_second_answer_and_a_late_one_are_ignored(broker: Broker, channel: Cha
 
 @pytest.mark.claim("VI-killed-server")
 def test_a_server_killed_in_a_request_loses_nothing(
-    run: Run, run_slow: Callable[..., Terminal], broker: Broker
+    run: Run, run_slow: Run, broker: Broker
 ) -> None:
     killed = run_slow(seconds=50)
     with client_of(broker) as client:
@@ -183,25 +179,8 @@ def test_a_server_killed_in_a_request_loses_nothing(
         assert client.result(correlation_id) == 832040
 
 
-def test_a_server_suspended_with_a_request_and_then_killed(
-    run: Run, managed_broker: Broker
-) -> None:
-    # As a reader does it, for whom no server is slow enough: Ctrl+Z, and `kill -9 %1`.
-    suspended = run(SERVER).expect_ready()
-    suspended.process.send_signal(signal.SIGSTOP)
-    client = run(CLIENT, "--timeout", "60", "30").expect("Requesting")
-    wait_until(lambda: managed_broker.unacknowledged(QUEUE) == 1, "the request to be with a server")
-    run(SERVER).expect_ready()
-    assert client.process.poll() is None
-    suspended.kill()
-    assert client.wait() == 0
-    assert client.out[1:] == [" [.] fib(30) = 832040"]
-
-
 @pytest.mark.claim("VI-scale")
-def test_two_servers_share_the_load(
-    run_slow: Callable[..., Terminal], managed_broker: Broker
-) -> None:
+def test_two_servers_share_the_load(run_slow: Run, managed_broker: Broker) -> None:
     servers = [run_slow(seconds=0.1) for _ in range(2)]
 
     def done() -> list[int]:
@@ -283,9 +262,7 @@ def test_step_2_waits_for_a_server_however_long_it_takes(
 
 
 @pytest.mark.claim("VI-bad-request")
-def test_a_bad_request_is_answered_with_an_error(
-    run: Run, broker: Broker, channel: Channel
-) -> None:
+def test_a_bad_request_gets_an_error(run: Run, broker: Broker, channel: Channel) -> None:
     server = run(SERVER).expect_ready()
     callback_queue = str(channel.queue_declare(queue="", exclusive=True).method.queue)
     bad = [b"many", b"-1", b"", b"\xff\xfe", b"1e3", b"20001", b"9" * 5000, b"1_0", b" 1", b"0x1"]
@@ -330,9 +307,7 @@ def test_a_bad_request_ends_step_1_of_the_server_and_then_the_next(
 
 
 @pytest.mark.claim("VI-foreign-answer")
-def test_an_answer_that_is_no_number_is_an_error_of_that_call(
-    broker: Broker, channel: Channel
-) -> None:
+def test_an_answer_that_is_no_number_is_an_error(broker: Broker, channel: Channel) -> None:
     with client_of(broker) as client:
         for body in (
             b"",
@@ -356,7 +331,7 @@ def test_an_answer_that_is_no_number_is_an_error_of_that_call(
 
 @pytest.mark.claim("VI-reconnect")
 def test_a_server_outlives_a_restart_of_the_broker(
-    run: Run, run_slow: Callable[..., Terminal], own_broker: OwnBroker
+    run: Run, run_slow: Run, own_broker: OwnBroker
 ) -> None:
     busy = run_slow(seconds=50)
     waiting = run(CLIENT, "--timeout", "60", "1")
@@ -376,9 +351,7 @@ def test_a_server_outlives_a_restart_of_the_broker(
         assert client.call(30) == 832040
 
 
-def test_a_request_may_take_longer_than_the_heartbeat(
-    run_slow: Callable[..., Terminal], broker: Broker
-) -> None:
+def test_a_request_may_take_longer_than_the_heartbeat(run_slow: Run, broker: Broker) -> None:
     server = run_slow(seconds=9, url=f"{broker.url}?heartbeat=2")
     with client_of(broker) as client:
         assert client.call(30, timeout=40) == 832040

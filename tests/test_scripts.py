@@ -25,29 +25,26 @@ from pika.exceptions import AMQPError
 
 from part_6.rpc_client import FibonacciRpcClient
 from testbed.broker import EXCHANGES, QUEUES, Broker, OwnBroker
+from testbed.programs import CLIENT, NEW_TASK, SERVER, WORKER
 from testbed.settings import free_ports
 from testbed.terminal import REPOSITORY, Terminal, script_environment
 from testbed.waiting import wait_until
 from tests.conftest import Run, Variant
 from tests.network import Network
 from tests.scripts import (
-    CLIENT,
     CONSUMERS,
     DONE,
-    NEW_TASK,
     ONE_OF_EACH,
     PRODUCERS,
     QUEUE_OF,
     SCRIPTS,
     SENDERS,
-    SERVER,
     SERVICES,
     SOURCES,
     VIEWERS,
     WITH_KEY,
     WITH_WORDS,
     WORK_OF,
-    WORKER,
     at_work,
     beginning,
     command,

@@ -16,22 +16,19 @@ from pika import spec
 from pika.adapters.blocking_connection import BlockingChannel as Channel
 
 from testbed.broker import Broker, OwnBroker
+from testbed.programs import CLIENT, NEW_TASK, SERVER, WORKER
 from testbed.terminal import REPOSITORY, Terminal, script_environment
 from testbed.waiting import wait_until
 from tests.conftest import Run, Variant
 from tests.network import Mode, Network
 from tests.scripts import (
-    CLIENT,
     CONSUMERS,
     DONE,
-    NEW_TASK,
     PRODUCERS,
     QUEUE_OF,
     SCRIPTS,
-    SERVER,
     SERVICES,
     VIEWERS,
-    WORKER,
     at_work,
     command,
     publish,
