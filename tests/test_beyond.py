@@ -99,12 +99,13 @@ def test_a_task_that_always_fails_ends_one_worker_after_the_other(
 
 
 # What worker.py does about a task that failed, and what the page puts before it.
-FAILED = '    if error:\n        raise RuntimeError("the task failed") from error\n'
+FAILED = '        raise RuntimeError("the task failed") from error\n'
 SET_ASIDE = """\
-    if isinstance(error, ValueError):  # another try would end the same way
-        print(f" [!] Set aside: {error}", file=sys.stderr)
-        channel.basic_nack(delivery_tag=method.delivery_tag, requeue=False)
-        return
+        if isinstance(error, ValueError):  # another try would end the same way
+            print(f" [!] Set aside: {error}", file=sys.stderr)
+            channel.basic_nack(delivery_tag=method.delivery_tag, requeue=False)
+            now.busy = False
+            return
 """
 
 
