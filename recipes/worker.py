@@ -109,9 +109,7 @@ class Worker:
         while not self.stopping:
             channel.connection.process_data_events(time_limit=0.5)
             if not channel.consumer_tags:
-                raise ChannelWrongStateError(
-                    "the queue was deleted, or RabbitMQ closed the channel"
-                )
+                raise ChannelWrongStateError("the queue was deleted, or the channel closed")
         if self.running:
             log.info(" [*] Finishing %d tasks", len(self.running))
         channel.stop_consuming()
@@ -156,9 +154,7 @@ class Worker:
             publish(routing_key=queue, body=body, properties=properties)
         else:
             log.info(" [x] Done %s", name)
-        channel.basic_ack(
-            delivery_tag=method.delivery_tag
-        )  # not before RabbitMQ has the task elsewhere
+        channel.basic_ack(delivery_tag=method.delivery_tag)  # now RabbitMQ has it elsewhere
 
     def next_queue(self, properties: BasicProperties, error: BaseException) -> str:
         """Return where a failed task is to wait, and note in its properties how it failed."""
