@@ -16,7 +16,6 @@ import sys
 import threading
 import uuid
 from argparse import ArgumentParser, RawTextHelpFormatter
-from array import array
 from collections.abc import Iterable
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
@@ -200,6 +199,7 @@ def publish_lines(parameters: pika.URLParameters, queue: str, timeout: float) ->
     print(f" [x] Sent {confirmed} messages", flush=True)
 
 
+# The rest is the command line.
 def main() -> None:
     """Run from a terminal: end at once when told to, and say in one line what went wrong."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawTextHelpFormatter)
@@ -212,9 +212,8 @@ def main() -> None:
         signal.signal(number, lambda number, _: os._exit(128 + number))
     try:  # pika takes localhost if there is no host, and its options may raise anything
         [_] = re.findall(rb"^amqps?://(?:[^/?#]*@)?+[\w.[][!-~]*$", RABBITMQ_URL.encode("ascii"))
-        parameters = pika.URLParameters(RABBITMQ_URL)
-        parameters.host.encode("idna")
-        array("i", (parameters.tcp_options or {}).values())  # or pika fails later, with any error
+        (parameters := pika.URLParameters(RABBITMQ_URL)).host.encode("idna")
+        _ = [range(2**31)[option] for option in (parameters.tcp_options or {}).values()]
     except Exception:
         sys.exit(" [!] RABBITMQ_URL is no address. Write amqp://user:password@host:5672/%2F")
     try:

@@ -17,7 +17,6 @@ import threading
 import time
 import uuid
 from argparse import ArgumentParser, RawTextHelpFormatter
-from array import array
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from functools import partial
@@ -149,6 +148,7 @@ def ask(parameters: pika.URLParameters, numbers: list[int], timeout: float) -> N
             print(f" [.] fib({n}) = {number}", flush=True)
 
 
+# The rest is the command line.
 def main() -> None:
     """Run from a terminal: end at once when told to, and say in one line what went wrong."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawTextHelpFormatter)
@@ -163,9 +163,8 @@ def main() -> None:
         signal.signal(number, lambda number, _: os._exit(128 + number))
     try:  # pika takes localhost if there is no host, and its options may raise anything
         [_] = re.findall(rb"^amqps?://(?:[^/?#]*@)?+[\w.[][!-~]*$", RABBITMQ_URL.encode("ascii"))
-        parameters = pika.URLParameters(RABBITMQ_URL)
-        parameters.host.encode("idna")
-        array("i", (parameters.tcp_options or {}).values())  # or pika fails later, with any error
+        (parameters := pika.URLParameters(RABBITMQ_URL)).host.encode("idna")
+        _ = [range(2**31)[option] for option in (parameters.tcp_options or {}).values()]
     except Exception:
         sys.exit(" [!] RABBITMQ_URL is no address. Write amqp://user:password@host:5672/%2F")
     try:

@@ -17,7 +17,6 @@ import signal
 import sys
 import time
 from argparse import ArgumentParser, RawTextHelpFormatter
-from array import array
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -170,6 +169,7 @@ class Worker:
         return f"{self.queue}.retry.{delays[0]}s" if delays else f"{self.queue}.failed"
 
 
+# The rest is the command line.
 def main() -> None:
     """Run from a terminal: end at once when told to, and say in one line what went wrong."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawTextHelpFormatter)
@@ -185,9 +185,8 @@ def main() -> None:
         signal.signal(number, worker.stop)
     try:  # pika takes localhost if there is no host, and its options may raise anything
         [_] = re.findall(rb"^amqps?://(?:[^/?#]*@)?+[\w.[][!-~]*$", RABBITMQ_URL.encode("ascii"))
-        parameters = pika.URLParameters(RABBITMQ_URL)
-        parameters.host.encode("idna")
-        array("i", (parameters.tcp_options or {}).values())  # or pika fails later, with any error
+        (parameters := pika.URLParameters(RABBITMQ_URL)).host.encode("idna")
+        _ = [range(2**31)[option] for option in (parameters.tcp_options or {}).values()]
     except Exception:
         sys.exit(" [!] RABBITMQ_URL is no address. Write amqp://user:password@host:5672/%2F")
     parameters.blocked_connection_timeout = parameters.blocked_connection_timeout or 30  # seconds

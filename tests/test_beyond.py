@@ -97,12 +97,13 @@ def test_a_task_that_always_fails_ends_one_worker_after_the_other(
 
 
 # What worker.py does about a task that failed, and what the page puts before it.
-FAILED = '    if error:\n        raise RuntimeError("the task failed") from error\n'
+FAILED = '        raise RuntimeError("the task failed") from error\n'
 SET_ASIDE = """\
-    if isinstance(error, ValueError):  # another try would end the same way
-        print(f" [!] Set aside: {error}", file=sys.stderr)
-        channel.basic_nack(delivery_tag=method.delivery_tag, requeue=False)
-        return
+        if isinstance(error, ValueError):  # another try would end the same way
+            print(f" [!] Set aside: {error}", file=sys.stderr)
+            channel.basic_nack(delivery_tag=method.delivery_tag, requeue=False)
+            now.busy = False
+            return
 """
 
 
@@ -129,8 +130,12 @@ def test_a_rejected_task_is_discarded_or_kept_in_a_queue_for_it(
         own_broker.ctl(*clear_policy)
     # Neither came again.
     assert received(worker) == ["poison 1", "1", "poison 2", "2"]
+    send(channel, "poison 3")
+    worker.expect("Set aside", times=3)
     own_broker.wait_for_acknowledgements(QUEUE)
-    worker.kill()
+    worker.terminate()
+    assert worker.wait() == 0
+    assert "Finishing" not in "\n".join(worker.out)  # it is not busy with what it set aside
     assert own_broker.ready(QUEUE) == 0
 
 
