@@ -37,6 +37,8 @@ def test_a_short_run(own_broker: OwnBroker) -> None:
     assert sum(client.through for client in report.clients) == SHORT.clients
     assert len(report.workers) == faults.WORKERS + 4
     assert len(report.servers) == faults.SERVERS + 2
+    assert report.recipes
+    assert "4 workers" in report.recipes.figures()  # two of them in the place of those killed
 
 
 def test_a_broker_that_is_somebodys_is_left_alone(run: Run, broker: Broker) -> None:

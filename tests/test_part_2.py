@@ -334,7 +334,10 @@ def test_a_full_queue_rejects_a_task_and_tells_who_asked(run: Run, own_broker: O
         unaware = run(NEW_TASKS[2], "too much")
         assert unaware.wait() == 0
         assert unaware.messages == ["Sent 'too much'"]
-        for script, clue in ((NEW_TASKS[3], "NackError"), (NEW_TASK, "RabbitMQ rejected it: is the queue full?")):
+        for script, clue in (
+            (NEW_TASKS[3], "NackError"),
+            (NEW_TASK, "RabbitMQ rejected it: is the queue full?"),
+        ):
             aware = run(script, "too much")
             assert aware.wait() == 1
             assert aware.messages == []

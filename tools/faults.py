@@ -9,7 +9,7 @@ Whoever is gone is replaced, and what fails is tried again, as a person would. I
 that was reported as sent was done, no task was done that nobody had sent, no task that a worker was
 told to stop in was done twice, no call got a wrong answer, nothing failed but where the broker
 went, and that was said in one clear line, the queues are empty, and no process is left. Otherwise
-the run says what is wrong, and exits with 1.
+the run says what is wrong, and exits with 1. Meanwhile the recipes are at work, too: see `Recipes`.
 
 The seed decides what is done and when, counted in jobs that are through, and not what the machine
 makes of it: who was busy with what differs from run to run.
@@ -28,6 +28,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+import pika
+
+from recipes.publisher import Publisher
+from recipes.rpc_client import FibonacciRpcClient, RpcError
 from testbed.broker import OwnBroker
 from testbed.programs import (
     CLIENT,
@@ -278,6 +282,7 @@ class Report:
         faults: How often what was done.
         left: How many messages each queue has in the end, with consumers or ready for them.
         processes: The command lines of what still runs in the end.
+        recipes: What the recipes did meanwhile.
     """
 
     senders: list[Ended] = field(default_factory=list)
@@ -288,6 +293,7 @@ class Report:
     faults: Counter[str] = field(default_factory=Counter)
     left: dict[str, int] = field(default_factory=dict)
     processes: list[str] = field(default_factory=list)
+    recipes: "Recipes | None" = None
 
     @property
     def done(self) -> Counter[str]:
@@ -314,6 +320,8 @@ class Report:
                 yield f"{number} messages are left in {queue}"
         for process in self.processes:
             yield f"still running: {process}"
+        if self.recipes:
+            yield from self.recipes.wrong()
 
     def figures(self) -> Iterator[str]:
         """Say how much was done, and how."""
@@ -335,6 +343,117 @@ class Report:
         yield f"{answers} calls answered; {failed} clients failed, and asked again"
         for what, times in sorted(self.faults.items()):
             yield f"{what}: {times} times"
+        if self.recipes:
+            yield self.recipes.figures()
+
+
+# What stands in for recipes/worker.py: that, with work that fails one time in five. A try that its
+# worker does not outlive counts as failed, too, so there are many.
+RECIPE_WORKER = """
+import random, sys
+sys.path.insert(0, "recipes")
+import worker
+
+def work(job):
+    if random.random() < 0.2:
+        raise ValueError("not this time")
+    print("did", job, flush=True)
+
+worker.work, worker.RETRY_DELAYS = work, (1,) * 30
+worker.main()
+"""
+
+
+class Recipes:
+    """The recipes at work: jobs all the while to two workers, and calls one after the other.
+
+    Whenever a worker of the tutorial is killed, one of these is killed and replaced as well. In the
+    end each job that was confirmed was done, and each call got the right answer or failed over a
+    lost connection.
+    """
+
+    def __init__(self, broker: OwnBroker, programs: Programs, calm: Callable[[], int]) -> None:
+        """Start all. `calm` returns how often the broker went so far, or -1 while it is gone."""
+        self._broker, self._programs, self._calm = broker, programs, calm
+        parameters = pika.URLParameters(broker.url)
+        self._publisher = Publisher(parameters, "jobs")
+        self._client = FibonacciRpcClient(parameters)
+        self._jobs: list[Future[None]] = []
+        self._right, self._lost, self._problems = 0, 0, list[str]()
+        self._workers = [self._start(), self._start()]
+        self._all = list(self._workers)
+        self.end = threading.Event()  # set it, and no more is begun
+        self._pool = ThreadPoolExecutor(2)
+        self._loops = [self._pool.submit(loop) for loop in (self._publish, self._call)]
+
+    def _start(self) -> Terminal:
+        return self._programs.start("-c", RECIPE_WORKER).expect_ready()
+
+    def kill_worker(self) -> None:
+        """Kill a worker, and start another."""
+        self._workers.pop(0).kill()
+        self._workers.append(self._start())
+        self._all.append(self._workers[-1])
+
+    def finish(self) -> None:
+        """Come to an end: wait until what was confirmed is done, and end the workers."""
+        self.end.set()
+        for loop in self._loops:
+            loop.result()  # an error of this program's own ends the run
+        self._call_once()  # once more, and with the broker there
+        self._publisher.close()
+        self._client.close()
+        with contextlib.suppress(TimeoutError):  # `wrong` tells what is missing
+            wait_until(lambda: not self._missing(), "all jobs to be done", seconds=60)
+        for worker in self._workers:
+            worker.ctrl_c()
+            if code := worker.wait(STOP_LIMIT_S):
+                self._problems.append(f"recipes/worker.py ended with {code}: {worker.error[-1:]}")
+
+    def _publish(self) -> None:
+        while not self.end.wait(0.02):
+            job = str(len(self._jobs)).encode()
+            self._jobs.append(self._publisher.publish(job, timeout=120))
+
+    def _call(self) -> None:
+        while not self.end.wait(0.02):
+            self._call_once()
+
+    def _call_once(self) -> None:
+        before, n = self._calm(), len(self._jobs) % 1000
+        try:
+            answer = self._client.call(n, TIMEOUT_S)
+        except (pika.exceptions.AMQPError, OSError, RpcError) as error:
+            self._lost += 1
+            if before == self._calm() != -1:
+                self._problems.append(f"recipes/rpc_client.py failed by itself: {error!r}")
+        else:
+            self._right += answer == fibonacci(n)
+            if answer != fibonacci(n):
+                self._problems.append(f"recipes/rpc_client.py says that fib({n}) is {answer}")
+
+    def _missing(self) -> set[str]:
+        confirmed = {
+            f"did {job}"
+            for job, future in enumerate(self._jobs)
+            if future.done() and not future.exception()
+        }
+        return confirmed.difference(*(worker.out for worker in self._all))
+
+    def wrong(self) -> Iterator[str]:
+        """Say all that is wrong, once they have finished."""
+        yield from self._problems
+        for job in sorted(self._missing()):
+            yield f"recipes: confirmed, and never done: {job}"
+        if failed := sum(not future.done() or bool(future.exception()) for future in self._jobs):
+            yield f"recipes: {failed} of {len(self._jobs)} jobs were not confirmed"
+
+    def figures(self) -> str:
+        """Say how much was done."""
+        return (
+            f"recipes: {len(self._jobs)} jobs by {len(self._all)} workers,"
+            f" {self._right} calls right, {self._lost} failed with their connection"
+        )
 
 
 @dataclass
@@ -380,16 +499,25 @@ class Trial:
         self.broker.settle()
         self._jobs.extend(plan.jobs)
         self._broker_runs.set()
+        recipes = self._report.recipes = Recipes(
+            self.broker,
+            self.programs,
+            lambda: self._outages if self._broker_runs.is_set() else -1,
+        )
         with ThreadPoolExecutor(SHELLS) as pool:
             shells = [pool.submit(self._shell) for _ in range(SHELLS)]
             try:
                 for fault in plan.faults:
                     self._wait_for_jobs(fault.after, shells)
                     self._carry_out(fault)
+                    if fault.what in ("kill a worker", "kill a busy worker"):
+                        recipes.kill_worker()
                 self._wait_for_jobs(len(plan.jobs), shells)
             finally:
                 self._jobs.clear()
                 self._broker_runs.set()
+                recipes.end.set()
+        recipes.finish()
         self._finish()
         return self._report
 
