@@ -28,7 +28,6 @@ from pika.adapters.utils.connection_workflow import AMQPConnectorException
 from pika.spec import Basic, BasicProperties
 
 RABBITMQ_URL = os.environ.get("RABBITMQ_URL") or "amqp://guest:guest@localhost:5672/%2F"
-PAUSE = 1  # seconds before it connects again
 
 
 class PublishError(Exception):
@@ -55,6 +54,7 @@ class Publisher(AbstractContextManager["Publisher"]):
         self._changed = threading.Condition()  # guards these, and tells of room for more
         self._messages: dict[int, tuple[bytes, BasicProperties, Future[None]]] = {}
         self._sent, self._closed = 0, False  # the delivery tag of the last one that was sent
+        self._pause = 1  # seconds before it connects again
         self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
         self._ioloop = IOLoop()
         self._channel: pika.channel.Channel | None = None  # while messages can be sent on it
@@ -127,7 +127,8 @@ class Publisher(AbstractContextManager["Publisher"]):
     def _on_connection_lost(self, _: object, reason: BaseException) -> None:
         if not self._closed:
             logging.getLogger("publisher").warning("Connection lost: %r. Trying again", reason)
-        self._ioloop.call_later(0 if self._closed else PAUSE, self._ioloop.stop)
+        self._ioloop.call_later(0 if self._closed else self._pause, self._ioloop.stop)
+        self._pause = min(2 * self._pause, 5)
 
     def _on_channel(self, channel: pika.channel.Channel) -> None:
         channel.add_on_close_callback(self._on_channel_lost)
@@ -135,7 +136,7 @@ class Publisher(AbstractContextManager["Publisher"]):
         channel.confirm_delivery(self._on_confirm)
         with self._changed:  # the messages of a channel have the tags 1, 2, 3, …
             self._messages = dict(enumerate(self._messages.values(), start=1))
-            self._sent, self._channel = 0, channel
+            self._sent, self._pause, self._channel = 0, 1, channel
         self._send()
 
     def _on_channel_lost(self, channel: pika.channel.Channel, reason: Exception) -> None:

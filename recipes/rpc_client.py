@@ -97,10 +97,9 @@ class FibonacciRpcClient(AbstractContextManager["FibonacciRpcClient"]):
         with self._lock:
             self._closed, thread = True, self._thread
         if thread:
-            with suppress(AMQPError, TimeoutError):  # it is lost already, or not there yet
-                connection = self._channel.result(timeout=1).connection
-                connection.add_callback_threadsafe(lambda: None)  # wakes the thread up
-            thread.join(timeout=1)
+            with suppress(Exception):  # the connection is lost already, or not there yet
+                self._channel.result(timeout=0).connection.add_callback_threadsafe(lambda: None)
+            thread.join(timeout=1)  # it has woken up from process_data_events
 
     def __exit__(self, *_: object) -> None:
         self.close()

@@ -296,14 +296,12 @@ def test_a_publisher_from_before_a_fork_works_in_both_processes(run: Run, broker
         assert bodies.count(who) == 200
 
 
-def test_fifty_lost_connections_leave_nothing_behind(
-    broker: Broker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("recipes.publisher.PAUSE", 0)
+def test_fifty_lost_connections_leave_nothing_behind(broker: Broker) -> None:
     process = psutil.Process()
     with publisher_of(broker) as publisher:
 
         def lose_a_connection() -> tuple[int, int]:
+            publisher._pause = 0
             lost = publisher._channel
             future = publisher.publish(b"never", **TOO_LONG)
             with pytest.raises(PublishError):
