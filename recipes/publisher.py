@@ -68,9 +68,9 @@ class Publisher(AbstractContextManager["Publisher"]):
         Raises:
             TimeoutError: `in_flight` messages were unconfirmed, and still were after `timeout` s.
         """
-        properties = {"delivery_mode": 2, "message_id": str(uuid.uuid4()), **properties}
-        message = body, BasicProperties(**properties), Future[None]()
-        _ = memoryview(body), message[1].encode()  # fails here if pika could not send it
+        ours = {"delivery_mode": 2, "message_id": str(uuid.uuid4())}
+        message = body, BasicProperties(**{**ours, **properties}), Future[None]()
+        _ = memoryview(body), properties and message[1].encode()  # fails if pika cannot send it
         message[2].set_running_or_notify_cancel()  # so nobody can cancel it
         own = threading.current_thread() is self._thread  # which makes room, so it must not wait
         with self._changed:
