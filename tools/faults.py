@@ -16,6 +16,7 @@ makes of it: who was busy with what differs from run to run.
 """
 
 import contextlib
+import logging
 import math
 import random
 import signal
@@ -659,6 +660,7 @@ def main() -> None:
     parser.add_argument("--server", default=SERVER, help="the same for rpc_server.py")
     arguments = parser.parse_args()
     print(f"seed {arguments.seed}", flush=True)
+    logging.disable()  # of each lost connection the recipes and pika would tell, and it is meant
     planned = plan(FULL, arguments.seed)
     tell = telling()
     with running_by_hand(arguments.broker) as broker:
