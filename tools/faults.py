@@ -412,12 +412,12 @@ class Recipes:
                 self._problems.append(f"recipes/worker.py ended with {code}: {worker.error[-1:]}")
 
     def _publish(self) -> None:
-        while not self.end.wait(0.02):
+        while not self.end.wait(0.05):
             job = str(len(self._jobs)).encode()
             self._jobs.append(self._publisher.publish(job, timeout=120))
 
     def _call(self) -> None:
-        while not self.end.wait(0.02):
+        while not self.end.wait(0.05):
             self._call_once()
 
     def _call_once(self) -> None:
