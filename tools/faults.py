@@ -246,8 +246,10 @@ def stopped_in(
     """
     came_again = {}
     for told, worker, line in printed:
+        if FINISHING not in line:
+            continue
         own = [(when, line) for when, who, line in printed if who is worker]
-        if FINISHING in line and any(DONE in line for when, line in own if when > told):
+        if any(DONE in line for when, line in own if when > told):
             begun, task = [(when, line) for when, line in own if line.startswith(RECEIVED)][-1]
             until = min((kill for kill in kills if kill > begun), default=math.inf)
             came_again[task.removeprefix(RECEIVED)] = sum(
