@@ -22,25 +22,26 @@ QUEUE = "task_queue"
 
 
 def send(parameters: pika.URLParameters, task: str) -> None:
-    """Send the task; return once RabbitMQ has confirmed it, or raise TimeoutError after 30 s."""
-    publishing: Future[None] = Future()
+    """Return once RabbitMQ has confirmed the task. After an error it may be sent or not."""
+    connected: Future[None] = Future()
 
     def publish() -> None:
         with pika.BlockingConnection(parameters) as connection, connection.channel() as channel:
+            connected.set_result(None)
             channel.confirm_delivery()  # from here on basic_publish waits for RabbitMQ's confirm
-            channel.queue_declare(queue=QUEUE, durable=True)
-            publishing.set_result(None)
+            channel.queue_declare(queue=QUEUE, durable=True)  # durable: it survives a restart,
             channel.basic_publish(
                 exchange="",
                 routing_key=QUEUE,
                 body=task.encode(),
+                # and so does a persistent message in it.
                 properties=pika.BasicProperties(delivery_mode=pika.DeliveryMode.Persistent),
                 mandatory=True,  # an error, rather than a task lost, should the queue be gone
             )
 
-    # pika itself would wait for ever. So we let another thread publish, and wait for that.
+    # pika itself waits for a confirm for ever. So another thread publishes, and we wait for that.
     confirmed = ThreadPoolExecutor(max_workers=1).submit(publish)
-    wait([publishing, confirmed], return_when=FIRST_COMPLETED)
+    wait([connected, confirmed], return_when=FIRST_COMPLETED)  # connecting has its own limits
     try:
         confirmed.result(timeout=max(30, 1 + (parameters.blocked_connection_timeout or 0)))
     except TimeoutError:
@@ -52,14 +53,14 @@ def send(parameters: pika.URLParameters, task: str) -> None:
 
 # The rest is the command line: the same in all twelve scripts, but for arguments and one call.
 def main() -> None:
-    """Run from a terminal: end at once when told to, and say in one line what went wrong."""
+    """Run from a terminal: read the arguments and the address, say in one line what went wrong."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawTextHelpFormatter)
     parser.add_argument("words", nargs="*", default=["Hello World!"], help="the task")
     arguments = parser.parse_args()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: os._exit(128 + number))
     sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
-    try:  # pika takes localhost if there is no host, and its options may raise anything
+    try:  # pika would take localhost for a missing host, and a wrong option may raise anything
         [_] = re.findall(rb"^amqps?://(?:[^/?#]*@)?+[\w.[][!-~]*$", RABBITMQ_URL.encode("ascii"))
         (parameters := pika.URLParameters(RABBITMQ_URL)).host.encode("idna")
         _ = [range(2**31)[option] for option in (parameters.tcp_options or {}).values()]
@@ -69,10 +70,10 @@ def main() -> None:
     try:
         send(parameters, " ".join(arguments.words))
     except (pika.exceptions.AMQPError, AMQPConnectorException, OSError, UnicodeError) as error:
-        if getattr(error, "filename", None):  # a file of yours, not the network or the output
+        if getattr(error, "filename", None):  # an error of yours, not of the network
             raise
         print(f" [!] {error!r}", file=sys.stderr)
-        os._exit(1)  # at once: sys.exit would wait for other threads
+        os._exit(1)  # sys.exit would wait for other threads, and for the output
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 # requires-python = ">=3.11"
 # dependencies = ["pika~=1.4"]
 # ///
-"""Send a log message with a routing key. part_5/receive_logs_topic.py prints those that it is to.
+"""Send a log message with a routing key. part_5/receive_logs_topic.py prints what it was asked for.
 
 Run it: python part_5/emit_log_topic.py kern.critical A critical kernel error
 """
@@ -25,13 +25,13 @@ def emit(parameters: pika.URLParameters, routing_key: str, message: str) -> None
     with pika.BlockingConnection(parameters) as connection, connection.channel() as channel:
         channel.exchange_declare(exchange=EXCHANGE, exchange_type="topic")
         channel.basic_publish(exchange=EXCHANGE, routing_key=routing_key, body=message.encode())
-    # RabbitMQ has answered our goodbye, so it has read the message that came before.
+    # Closing waits for RabbitMQ's answer. So it has read the message, which came before.
     print(f" [x] Sent {routing_key}:{message!r}")
 
 
 # The rest is the command line: the same in all twelve scripts, but for arguments and one call.
 def main() -> None:
-    """Run from a terminal: end at once when told to, and say in one line what went wrong."""
+    """Run from a terminal: read the arguments and the address, say in one line what went wrong."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawTextHelpFormatter)
     parser.add_argument("routing_key", help="words with dots between, such as kern.critical")
     parser.add_argument("words", nargs="*", default=["Hello World!"], help="the message")
@@ -39,7 +39,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: os._exit(128 + number))
     sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
-    try:  # pika takes localhost if there is no host, and its options may raise anything
+    try:  # pika would take localhost for a missing host, and a wrong option may raise anything
         [_] = re.findall(rb"^amqps?://(?:[^/?#]*@)?+[\w.[][!-~]*$", RABBITMQ_URL.encode("ascii"))
         (parameters := pika.URLParameters(RABBITMQ_URL)).host.encode("idna")
         _ = [range(2**31)[option] for option in (parameters.tcp_options or {}).values()]
@@ -49,10 +49,10 @@ def main() -> None:
     try:
         emit(parameters, arguments.routing_key, " ".join(arguments.words))
     except (pika.exceptions.AMQPError, AMQPConnectorException, OSError, UnicodeError) as error:
-        if getattr(error, "filename", None):  # a file of yours, not the network or the output
+        if getattr(error, "filename", None):  # an error of yours, not of the network
             raise
         print(f" [!] {error!r}", file=sys.stderr)
-        os._exit(1)  # at once: sys.exit would wait for other threads
+        os._exit(1)  # sys.exit would wait for other threads, and for the output
 
 
 if __name__ == "__main__":

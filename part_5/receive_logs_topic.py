@@ -2,11 +2,11 @@
 # requires-python = ">=3.11"
 # dependencies = ["pika~=1.4"]
 # ///
-"""Print the log messages whose keys match a pattern. part_5/emit_log_topic.py sends them.
+"""Print the log messages whose routing key matches a pattern. part_5/emit_log_topic.py sends them.
 
 Run it: python part_5/receive_logs_topic.py "kern.*" "*.critical"
 or:     python part_5/receive_logs_topic.py "#"
-In a pattern * stands for exactly one word, and # for any number of words.
+In a pattern * stands for exactly one word, and # for any number of words, or none.
 """
 
 import os
@@ -41,20 +41,20 @@ def receive(parameters: pika.URLParameters, binding_keys: list[str]) -> None:
             channel.queue_bind(queue=queue, exchange=EXCHANGE, routing_key=binding_key)
         channel.basic_consume(queue=queue, on_message_callback=on_message, auto_ack=True)
         print(" [*] Waiting for logs. To exit press CTRL+C")
-        channel.start_consuming()  # until the connection ends
-        raise pika.exceptions.ConsumerCancelled  # or until somebody deletes the queue
+        channel.start_consuming()
+        raise pika.exceptions.ConsumerCancelled  # we only get here if somebody deletes the queue
 
 
 # The rest is the command line: the same in all twelve scripts, but for arguments and one call.
 def main() -> None:
-    """Run from a terminal: end at once when told to, and say in one line what went wrong."""
+    """Run from a terminal: read the arguments and the address, say in one line what went wrong."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawTextHelpFormatter)
     parser.add_argument("binding_keys", nargs="+", metavar="pattern", help="in quotes: kern.*")
     arguments = parser.parse_args()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: os._exit(128 + number))
     sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
-    try:  # pika takes localhost if there is no host, and its options may raise anything
+    try:  # pika would take localhost for a missing host, and a wrong option may raise anything
         [_] = re.findall(rb"^amqps?://(?:[^/?#]*@)?+[\w.[][!-~]*$", RABBITMQ_URL.encode("ascii"))
         (parameters := pika.URLParameters(RABBITMQ_URL)).host.encode("idna")
         _ = [range(2**31)[option] for option in (parameters.tcp_options or {}).values()]
@@ -64,10 +64,10 @@ def main() -> None:
     try:
         receive(parameters, arguments.binding_keys)
     except (pika.exceptions.AMQPError, AMQPConnectorException, OSError, UnicodeError) as error:
-        if getattr(error, "filename", None):  # a file of yours, not the network or the output
+        if getattr(error, "filename", None):  # an error of yours, not of the network
             raise
         print(f" [!] {error!r}", file=sys.stderr)
-        os._exit(1)  # at once: sys.exit would wait for other threads
+        os._exit(1)  # sys.exit would wait for other threads, and for the output
 
 
 if __name__ == "__main__":

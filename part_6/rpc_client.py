@@ -36,8 +36,9 @@ class FibonacciRpcClient:
     """Calls part_6/rpc_server.py. All calls share one connection and one callback queue.
 
     Use it in the thread and the process that made it, in a `with` statement. A call may raise
-    RpcError, TimeoutError, and pika's AMQPError. RabbitMQ closes a connection that has been idle
-    for minutes; the call that meets this raises AMQPError, and the next one connects anew.
+    RpcError, TimeoutError, and, if the connection is lost, as after minutes without a call, pika's
+    AMQPError. Requests under way are lost with it. The next call connects anew, and may raise what
+    pika.BlockingConnection does.
     """
 
     def __init__(self, parameters: pika.URLParameters) -> None:
@@ -58,16 +59,16 @@ class FibonacciRpcClient:
 
     def __exit__(self, *_: object) -> None:
         with contextlib.suppress(RpcError, pika.exceptions.AMQPError, OSError):
-            if self.channel.is_open:  # close may wait for ever: so see first if RabbitMQ answers
+            if self.channel.is_open:  # ask ourselves first: to close, RabbitMQ has to answer
                 self.result(self.request(0, timeout=1, queue=self.callback_queue))
             self.connection.close()
 
     def call(self, n: int, timeout: float = 10) -> int:
-        """Return the n-th Fibonacci number, if a server says it within `timeout` seconds."""
+        """Return the n-th Fibonacci number, or raise TimeoutError after `timeout` seconds."""
         return self.result(self.request(n, timeout))
 
     def request(self, n: int, timeout: float = 10, queue: str = QUEUE) -> str:
-        """Send a request, and return its correlation id at once; `result` waits for the answer."""
+        """Send a request, and return its correlation id at once, for `result`, which waits."""
         if self.process != os.getpid():
             raise RpcError("this client was made by another process")
         if not timeout > 0:
@@ -96,9 +97,9 @@ class FibonacciRpcClient:
             while not answer.done():
                 if (left := deadline - time.monotonic()) <= 0:
                     raise TimeoutError("no answer in time: no server runs, or all are busy")
-                self.connection.process_data_events(time_limit=left)
-                if not self.channel.consumer_tags:
+                if self.channel.is_closed or not self.channel.consumer_tags:
                     raise pika.exceptions.AMQPChannelError("queue deleted, or a request refused")
+                self.connection.process_data_events(time_limit=left)
         finally:
             del self.requests[correlation_id]  # an answer that comes later is ignored
         number = answer.result()
@@ -110,7 +111,7 @@ class FibonacciRpcClient:
         self, _: BlockingChannel, method: object, properties: BasicProperties, body: bytes
     ) -> None:
         """Keep the first answer to a request under way, or its return, and ignore all others."""
-        answer = self.requests.get(properties.correlation_id, (0, Future()))[1]
+        answer = self.requests.get(properties.correlation_id, (0, Future()))[1]  # or nobody's
         if answer.done():
             return
         if isinstance(method, Basic.Return):
@@ -134,7 +135,7 @@ def ask(parameters: pika.URLParameters, numbers: list[int], timeout: float) -> N
 
 # The rest is the command line: the same in all twelve scripts, but for arguments and one call.
 def main() -> None:
-    """Run from a terminal: end at once when told to, and say in one line what went wrong."""
+    """Run from a terminal: read the arguments and the address, say in one line what went wrong."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawTextHelpFormatter)
     parser.add_argument("numbers", nargs="*", type=int, default=[30], metavar="N", help="of fib(N)")
     parser.add_argument("--timeout", type=float, default=10, help="seconds to wait (default: 10)")
@@ -144,7 +145,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: os._exit(128 + number))
     sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
-    try:  # pika takes localhost if there is no host, and its options may raise anything
+    try:  # pika would take localhost for a missing host, and a wrong option may raise anything
         [_] = re.findall(rb"^amqps?://(?:[^/?#]*@)?+[\w.[][!-~]*$", RABBITMQ_URL.encode("ascii"))
         (parameters := pika.URLParameters(RABBITMQ_URL)).host.encode("idna")
         _ = [range(2**31)[option] for option in (parameters.tcp_options or {}).values()]
@@ -154,10 +155,10 @@ def main() -> None:
     try:
         ask(parameters, arguments.numbers, arguments.timeout)
     except (pika.exceptions.AMQPError, AMQPConnectorException, OSError, UnicodeError) as error:
-        if getattr(error, "filename", None):  # a file of yours, not the network or the output
+        if getattr(error, "filename", None):  # an error of yours, not of the network
             raise
         print(f" [!] {error!r}", file=sys.stderr)
-        os._exit(1)  # at once: sys.exit would wait for other threads
+        os._exit(1)  # sys.exit would wait for other threads, and for the output
 
 
 if __name__ == "__main__":

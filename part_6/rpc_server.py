@@ -25,7 +25,7 @@ QUEUE = "rpc_queue"
 LIMIT = 20_000  # fib(20000) has 4,180 digits; Python neither prints nor reads more than 4,300
 
 thread = ThreadPoolExecutor(max_workers=1)  # for the work; the main thread has the connection
-now = Namespace(ready=None, busy=False, stopping=False)
+now = Namespace(ready=None, busy=False, stopping=False)  # ready: None until it once was
 
 
 def fib(n: int) -> int:
@@ -51,7 +51,7 @@ def on_request(
     now.busy = True
     if now.stopping:
         return  # not acknowledged, so RabbitMQ gives it to another server
-    print(f" [.] fib({repr(body[:20])[2:-1]})")
+    print(f" [.] fib({repr(body[:20])[2:-1]})")  # any bytes, without the b and the quotes
     task = thread.submit(answer_to, body)
     while not wait([task], timeout=1).done:
         channel.connection.process_data_events()  # sends heartbeats: busy, but alive
@@ -97,26 +97,26 @@ def serve(parameters: pika.URLParameters) -> None:
             now.ready = now.busy = False
             pause = 1 if time.monotonic() > began + 60 else min(2 * pause, 10)
             print(f" [!] Connection lost: {error!r}. Trying again in {pause:g} s", file=sys.stderr)
-            thread.submit(time.sleep, pause).result()  # behind the work, if it still runs
+            thread.submit(time.sleep, pause).result()  # its turn comes when the old work has ended
 
 
 def stop(number: int, _: object) -> None:
-    """Finish the request at hand, then close. If not connected, or told twice, end at once."""
+    """Finish the request at hand, then close. If told twice, or not connected, end at once."""
     if now.stopping or not now.ready:
         os._exit(128 + number if now.stopping else 0)
     now.stopping = True
     if now.busy:
-        os.write(1, b" [*] Finishing this request first. To end at once press CTRL+C again\n")
+        os.write(2, b" [*] Finishing this request first. To end at once press CTRL+C again\n")
 
 
 # The rest is the command line: the same in all twelve scripts, but for arguments and one call.
 def main() -> None:
-    """Run from a terminal: end at once when told to, and say in one line what went wrong."""
+    """Run from a terminal: read the arguments and the address, say in one line what went wrong."""
     ArgumentParser(description=__doc__, formatter_class=RawTextHelpFormatter).parse_args()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: os._exit(128 + number))
     sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
-    try:  # pika takes localhost if there is no host, and its options may raise anything
+    try:  # pika would take localhost for a missing host, and a wrong option may raise anything
         [_] = re.findall(rb"^amqps?://(?:[^/?#]*@)?+[\w.[][!-~]*$", RABBITMQ_URL.encode("ascii"))
         (parameters := pika.URLParameters(RABBITMQ_URL)).host.encode("idna")
         _ = [range(2**31)[option] for option in (parameters.tcp_options or {}).values()]
@@ -126,10 +126,10 @@ def main() -> None:
     try:
         serve(parameters)
     except (pika.exceptions.AMQPError, AMQPConnectorException, OSError, UnicodeError) as error:
-        if getattr(error, "filename", None):  # a file of yours, not the network or the output
+        if getattr(error, "filename", None):  # an error of yours, not of the network
             raise
         print(f" [!] {error!r}", file=sys.stderr)
-        os._exit(1)  # at once: sys.exit would wait for other threads
+        os._exit(1)  # sys.exit would wait for other threads, and for the output
 
 
 if __name__ == "__main__":

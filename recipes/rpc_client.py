@@ -8,25 +8,25 @@ Run it: python recipes/rpc_client.py 30
 or:     python recipes/rpc_client.py --timeout 5 30 5 12
 """
 
-import contextlib
 import logging
 import os
 import re
 import signal
-import socket
 import sys
 import threading
+import time
 import uuid
 from argparse import ArgumentParser, RawTextHelpFormatter
-from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, suppress
+from functools import partial
+from typing import Any
 
 import pika
 from pika.adapters.blocking_connection import BlockingChannel
 from pika.adapters.utils.connection_workflow import AMQPConnectorException
 from pika.exceptions import AMQPError
 from pika.spec import Basic, BasicProperties
-from pika.tcp_socket_opts import set_sock_opts
 
 RABBITMQ_URL = os.environ.get("RABBITMQ_URL") or "amqp://guest:guest@localhost:5672/%2F"
 LOGGER = logging.getLogger("rpc_client")
@@ -38,10 +38,10 @@ class RpcError(Exception):
     """The call failed: the server says why, there is no queue to reach it by, or it is nonsense."""
 
 
-class FibonacciRpcClient(contextlib.AbstractContextManager["FibonacciRpcClient"]):
+class FibonacciRpcClient(AbstractContextManager["FibonacciRpcClient"]):
     """Calls part_6/rpc_server.py from any thread. Make one for the whole program.
 
-    A thread of its own holds the connection. If there is none, or it was lost, the next call makes
+    A thread of its own has the connection. If there is none, or it was lost, the next call makes
     one. After a fork, the child makes its own.
     """
 
@@ -52,12 +52,10 @@ class FibonacciRpcClient(contextlib.AbstractContextManager["FibonacciRpcClient"]
             os.register_at_fork(after_in_child=self._begin)
 
     def _begin(self) -> None:
-        self._lock = threading.Lock()  # guards what follows
+        self._lock, self._closed = threading.Lock(), False
+        self._thread: threading.Thread | None = None  # while it has a connection, or makes one
+        self._channel = Future[BlockingChannel]()  # done when requests can be sent on it
         self._answers: dict[str | None, Future[int]] = {}  # of calls under way, by correlation id
-        self._requests: deque[tuple[bytes, BasicProperties]] = deque()  # to be sent
-        self._thread: threading.Thread | None = None
-        self._channel: BlockingChannel | None = None  # while requests can be sent on it
-        self._closed = False
 
     def call(self, n: int, timeout: float = 10) -> int:
         """Return the n-th Fibonacci number, if a server says it within `timeout` seconds.
@@ -70,91 +68,68 @@ class FibonacciRpcClient(contextlib.AbstractContextManager["FibonacciRpcClient"]
         if not timeout > 0:
             raise TimeoutError(f"a timeout of {timeout} s leaves no time to answer")
         timeout = min(timeout, 86_400)  # a day: RabbitMQ refuses an expiration that is far away
-        body, answer, correlation_id = str(n).encode(), Future[int](), str(uuid.uuid4())
-        request = BasicProperties(reply_to=REPLY_TO, correlation_id=correlation_id)
+        deadline, body, answer = time.monotonic() + timeout, str(n).encode(), Future[int]()
+        request = BasicProperties(reply_to=REPLY_TO, correlation_id=str(uuid.uuid4()))
         request.expiration = str(int(1000 * timeout))  # ms: then nobody waits for the answer
         with self._lock:
             if self._closed:
                 raise RpcError("this client is closed")
-            self._answers[correlation_id] = answer
-            self._requests.append((body, request))
             if not self._thread:
+                self._channel, self._answers = Future(), {}
                 self._thread = threading.Thread(target=self._run, name="rpc_client", daemon=True)
                 self._thread.start()
-            elif len(self._requests) == 1:  # if more, _send is on its way
-                self._wake()
+            ready, answers = self._channel, self._answers  # those of this connection
+        answers[request.correlation_id] = answer
         try:
-            return answer.result(timeout)
+            channel = ready.result(timeout)
+            # Mandatory: without a queue the request comes back, to _take.
+            publish = partial(channel.basic_publish, exchange="", routing_key=QUEUE, mandatory=True)
+            send = partial(publish, body=body, properties=request)
+            channel.connection.add_callback_threadsafe(send)  # which the thread calls
+            return answer.result(deadline - time.monotonic())
         except TimeoutError:
-            if answer.done():  # then it was the connection that took too long
-                raise
             raise TimeoutError("no answer in time: no server runs, or all are busy") from None
         finally:
-            self._answers.pop(correlation_id, None)  # an answer that comes later is ignored
+            answers.pop(request.correlation_id, None)  # an answer that comes later is ignored
 
     def close(self) -> None:
         """Close the connection, in a second at the most. Calls under way fail."""
         with self._lock:
             self._closed, thread = True, self._thread
-            self._wake()
         if thread:
-            thread.join(timeout=1)
+            with suppress(Exception):  # the connection is lost already, or not there yet
+                self._channel.result(timeout=0).connection.add_callback_threadsafe(lambda: None)
+            thread.join(timeout=1)  # it has woken up from process_data_events
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _wake(self) -> None:
-        if self._channel:
-            with contextlib.suppress(AMQPError):  # the connection just broke, as _run will tell
-                self._channel.connection.add_callback_threadsafe(self._send)
 
     def _run(self) -> None:
         why: Exception = RpcError("this client is closed")
         try:
             with pika.BlockingConnection(self._parameters) as connection:
                 channel = connection.channel()
-                channel.add_on_return_callback(callback=self._on_answer)
-                channel.basic_consume(
-                    queue=REPLY_TO, on_message_callback=self._on_answer, auto_ack=True
-                )
-                self._channel = channel
-                self._send()
+                channel.add_on_return_callback(callback=self._take)
+                channel.basic_consume(queue=REPLY_TO, on_message_callback=self._take, auto_ack=True)
+                self._channel.set_result(channel)
                 while not self._closed:
-                    connection.process_data_events(time_limit=None)  # until _wake, or an answer
+                    connection.process_data_events(time_limit=None)  # until there is something
         except Exception as error:
             why = error
         with self._lock:
-            self._thread = self._channel = None
-            self._requests.clear()
-            answers, self._answers = self._answers, {}
-        if not (answers or self._closed):  # nobody else would say so
+            futures: list[Future[Any]] = [self._channel, *self._answers.values()]
+            self._thread = None
+        if not (futures[1:] or self._closed):  # nobody else would say so
             LOGGER.warning("Connection lost: %r. The next call makes a new one", why)
-        for answer in answers.values():
-            answer.set_exception(why)
+        for future in futures:
+            if not future.done():
+                future.set_exception(why)
 
-    def _send(self) -> None:
-        while self._channel and self._requests:
-            body, request = self._requests.popleft()
-            if request.correlation_id in self._answers:  # somebody still waits for it
-                self._channel.basic_publish(
-                    exchange="",
-                    routing_key=QUEUE,
-                    body=body,
-                    properties=request,
-                    mandatory=True,  # without a queue the request comes back, to _on_answer
-                )
-
-    def _on_answer(
-        self,
-        _: BlockingChannel,
-        method: Basic.Deliver | Basic.Return,
-        properties: BasicProperties,
-        body: bytes,
-    ) -> None:
+    def _take(self, _: object, method: object, properties: BasicProperties, body: bytes) -> None:
         answer = self._answers.pop(properties.correlation_id, None)
-        if not answer:  # it is late, or the second, or was never asked for
-            return
-        if isinstance(method, Basic.Return):
+        if not answer:
+            return  # it is late, or the second, or was never asked for
+        if isinstance(method, Basic.Return):  # the request came back
             answer.set_exception(RpcError(f"there is no queue {QUEUE!r}: no server has run yet"))
         elif properties.type == "error":
             answer.set_exception(RpcError(body.decode(errors="replace")))
@@ -166,17 +141,13 @@ class FibonacciRpcClient(contextlib.AbstractContextManager["FibonacciRpcClient"]
 
 def ask(parameters: pika.URLParameters, numbers: list[int], timeout: float) -> None:
     """Call for all the numbers from as many threads, and print the answers in order."""
-    logging.getLogger("pika").setLevel(logging.CRITICAL)  # what it would say, we say in one line
-    try:
-        with FibonacciRpcClient(parameters) as client, ThreadPoolExecutor(len(numbers)) as threads:
-            answers = threads.map(lambda n: client.call(n, timeout), numbers)
-            for n, number in zip(numbers, answers, strict=True):
-                print(f" [.] fib({n}) = {number}")
-    except RpcError as error:
-        sys.exit(f" [!] RpcError: {error}")
+    with FibonacciRpcClient(parameters) as client, ThreadPoolExecutor(len(numbers)) as threads:
+        answers = threads.map(lambda n: client.call(n, timeout), numbers)
+        for n, number in zip(numbers, answers, strict=True):
+            print(f" [.] fib({n}) = {number}", flush=True)
 
 
-# The rest is the command line: the same in all three recipes, but for arguments and one call.
+# The rest is the command line.
 def main() -> None:
     """Run from a terminal: end at once when told to, and say in one line what went wrong."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawTextHelpFormatter)
@@ -185,23 +156,19 @@ def main() -> None:
     arguments = parser.parse_args()
     if not 0 < arguments.timeout <= 86_400:
         parser.error("--timeout is a number of seconds over 0, and a day at the most")
+    logging.basicConfig(format=" [!] %(message)s")
+    logging.getLogger("pika").setLevel(logging.CRITICAL)  # what it would say, we say in one line
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: os._exit(128 + number))
-    sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
     try:  # pika takes localhost if there is no host, and its options may raise anything
         [_] = re.findall(rb"^amqps?://(?:[^/?#]*@)?+[\w.[][!-~]*$", RABBITMQ_URL.encode("ascii"))
-        parameters = pika.URLParameters(RABBITMQ_URL)
-        parameters.host.encode("idna")
-        with socket.socket() as trial:
-            set_sock_opts(parameters.tcp_options, trial)
+        (parameters := pika.URLParameters(RABBITMQ_URL)).host.encode("idna")
+        _ = [range(2**31)[option] for option in (parameters.tcp_options or {}).values()]
     except Exception:
         sys.exit(" [!] RABBITMQ_URL is no address. Write amqp://user:password@host:5672/%2F")
-    parameters.blocked_connection_timeout = parameters.blocked_connection_timeout or 30  # seconds
     try:
         ask(parameters, arguments.numbers, arguments.timeout)
-    except (pika.exceptions.AMQPError, AMQPConnectorException, OSError, UnicodeError) as error:
-        if getattr(error, "filename", None):  # a file of yours, not the network or the output
-            raise
+    except (RpcError, AMQPError, AMQPConnectorException, OSError, UnicodeError) as error:
         print(f" [!] {error!r}", file=sys.stderr)
         os._exit(1)  # at once: sys.exit would wait for other threads
 

@@ -9,8 +9,10 @@
 It needs publisher.py and rpc_client.py beside it.
 """
 
+import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -21,7 +23,7 @@ from rpc_client import FibonacciRpcClient, RpcError
 
 # One of each for the whole program. Each request is answered in a thread of its own.
 client = FibonacciRpcClient(pika.URLParameters(RABBITMQ_URL))
-publisher = Publisher(pika.URLParameters(RABBITMQ_URL))
+publisher = Publisher(pika.URLParameters(RABBITMQ_URL), queue="jobs")
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -52,6 +54,8 @@ class Handler(BaseHTTPRequestHandler):
 
 
 if __name__ == "__main__":
-    with ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler) as server:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # it ends as by Ctrl+C
+    server = ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler)
+    with suppress(KeyboardInterrupt), client, publisher, server:
         print(f" [*] Serving http://127.0.0.1:{server.server_port}", flush=True)
         server.serve_forever()

@@ -132,8 +132,12 @@ def test_a_rejected_task_is_discarded_or_kept_in_a_queue_for_it(
         own_broker.ctl(*clear_policy)
     # Neither came again.
     assert received(worker) == ["poison 1", "1", "poison 2", "2"]
+    send(channel, "poison 3")
+    worker.expect("Set aside", times=3)
     own_broker.wait_for_acknowledgements(QUEUE)
-    worker.kill()
+    worker.terminate()
+    assert worker.wait() == 0
+    assert "Finishing" not in "\n".join(worker.out)  # it is not busy with what it set aside
     assert own_broker.ready(QUEUE) == 0
 
 

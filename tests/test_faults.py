@@ -36,6 +36,8 @@ def test_a_short_run(own_broker: OwnBroker) -> None:
     assert sum(client.through for client in report.clients) == SHORT.clients
     assert len(report.workers) == faults.WORKERS + 2
     assert len(report.servers) == faults.SERVERS + 2
+    assert report.recipes
+    assert "4 workers" in report.recipes.figures()  # two of them in the place of those killed
 
 
 def test_a_broker_that_is_somebodys_is_left_alone(run: Run, broker: Broker) -> None:
@@ -69,13 +71,11 @@ FINISHING = " [*] Finishing this task first."
 def worker(*tasks: str) -> Ended:
     """Return a worker that did these tasks, and was told to stop in the last one."""
     lines = [line for task in tasks for line in (f" [x] Received {task!r}", " [x] Done")]
-    lines = [" [*] Waiting for tasks", *lines[:-1], FINISHING, *lines[-1:]]
-    return Ended((WORKER,), 0, lines, told=True)
+    return Ended((WORKER,), 0, [" [*] Waiting for tasks", *lines], [FINISHING], told=True)
 
 
 CLEAR = " [!] No connection: AMQPConnectionError"
 ANSWERS = (" [x] Requesting fib(30), fib(5)", " [.] fib(30) = 832040", " [.] fib(5) = 5")
-MORE = [" [x] Received '2'", " [x] Done"]
 ANSWERED = Ended((CLIENT, "--timeout", "10", "30", "5"), 0, ANSWERS)
 
 
@@ -89,11 +89,12 @@ RIGHT = Report(
         replace(
             worker("2", "3", "3 again"),
             out=[" [*] Waiting for tasks", " [x] Received '2'", *worker("2", "3", "3 again").out],
-            error=[" [!] Connection lost: again in 1 s"],
+            error=[" [!] Connection lost: again in 1 s", FINISHING],
         ),
         Ended((WORKER,), -signal.SIGKILL, [" [x] Received '1'"]),
     ],
     servers=[Ended((SERVER,), 0, told=True), Ended((SERVER,), -signal.SIGKILL)],
+    stopped_in={"'2'": 0},
     left={"task_queue": 0, "rpc_queue": 0},
 )
 
@@ -104,6 +105,7 @@ def test_what_may_happen_is_not_wrong() -> None:
         "3 tasks reported as sent, 3 of them done",
         "2 tasks in doubt, since their senders failed; 1 of them done",
         "1 tasks done twice or more",
+        "1 tasks finished by workers that were told to stop, 0 of them done twice",
         "3 calls answered; 1 clients failed, and asked again",
     ]
 
@@ -164,19 +166,19 @@ def test_what_may_happen_is_not_wrong() -> None:
             {"workers": [*RIGHT.workers, replace(worker("1"), out=worker("1").out[:-1])]},
             (
                 f"{WORKER} was told to stop, and dropped its task:"
-                f" [\" [x] Received '1'\", '{FINISHING}']"
+                " [' [*] Waiting for tasks', \" [x] Received '1'\"]"
             ),
         ),
         (  # and did not even say that it would finish it
-            {"workers": [*RIGHT.workers, replace(worker("1"), out=worker("1").out[:-2])]},
+            {"workers": [*RIGHT.workers, replace(worker("1"), out=worker("1").out[:-1], error=())]},
             (
                 f"{WORKER} was told to stop, and dropped its task:"
                 " [' [*] Waiting for tasks', \" [x] Received '1'\"]"
             ),
         ),
         (
-            {"workers": [*RIGHT.workers, replace(worker("1"), out=[*worker("1").out, *MORE])]},
-            f"{WORKER} was told to stop, and took more: {[' [x] Done', *MORE]}",
+            {"stopped_in": {"'2'": 1}},
+            "done twice: '2', which a worker had finished when told to stop",
         ),
         ({"left": {"task_queue": 3}}, "3 messages are left in task_queue"),
         ({"processes": ["python gone"]}, "still running: python gone"),
@@ -190,3 +192,18 @@ def test_what_may_not_happen_is_wrong(broken: dict[str, Any], complaint: str) ->
 
 def test_a_job_that_never_succeeded_is_wrong() -> None:
     assert list(RIGHT.wrong(jobs=6)) == ["2 of 6 jobs failed 5 times"]
+
+
+def test_which_tasks_workers_were_told_to_stop_in() -> None:
+    printed = [
+        (1, "first", " [x] Received 'one'"),
+        (2, "second", " [x] Received 'two'"),
+        (3, "second", " [x] Done"),
+        (4, "first", FINISHING),
+        (6, "first", " [x] Done"),
+    ]
+    assert faults.stopped_in(printed, kills=[]) == {"'one'": 0}
+    again = [*printed, (8, "third", " [x] Received 'one'")]
+    assert faults.stopped_in(again, kills=[0, 9]) == {"'one'": 1}
+    # A RabbitMQ that was killed meanwhile may have forgotten that the task was acknowledged.
+    assert faults.stopped_in(again, kills=[0, 7, 9]) == {"'one'": 0}

@@ -35,7 +35,6 @@ def calling(client: FibonacciRpcClient, threads: int = 8) -> Iterator[ThreadPool
     with client, ThreadPoolExecutor(threads) as pool:
         yield pool
     assert client._answers == {}
-    assert not client._requests
 
 
 def take_request(channel: BlockingChannel) -> BasicProperties:
@@ -240,7 +239,7 @@ def test_interrupted_the_program_does_not_claim_success(
 def test_a_web_server_uses_both(run: Run, broker: Broker) -> None:
     (port,) = free_ports(1)
     run(SERVER).expect_ready()
-    run("recipes/web.py", str(port)).expect("http://")
+    server = run("recipes/web.py", str(port)).expect("http://")
     address = f"http://127.0.0.1:{port}"
     with ThreadPoolExecutor(8) as threads:
         answers = threads.map(
@@ -256,3 +255,7 @@ def test_a_web_server_uses_both(run: Run, broker: Broker) -> None:
     assert broker.ready("jobs") == 80
     with broker.channel() as channel:
         channel.queue_delete(queue="jobs")
+    refused = requests.post(f"{address}/jobs", b"no queue", timeout=20)
+    assert (refused.status_code, "NO_ROUTE" in refused.text) == (502, True)
+    server.terminate()
+    assert server.wait() == 0

@@ -6,16 +6,18 @@
 Five hundred tasks go by part_2/new_task.py to four workers, and two thousand calls by
 part_6/rpc_client.py to two servers. Some of them are killed, and some are told to stop by SIGTERM.
 Whoever is gone is replaced, and what fails is tried again, as a person would. In the end each task
-that was reported as sent was done, no task was done that nobody had sent, no worker dropped the
-task that it was told to stop in, no call got a wrong answer, nothing failed but where the broker
+that was reported as sent was done, no task was done that nobody had sent, no task that a worker was
+told to stop in was done twice, no call got a wrong answer, nothing failed but where the broker
 went, and that was said in one clear line, the queues are empty, and no process is left. Otherwise
-the run says what is wrong, and exits with 1.
+the run says what is wrong, and exits with 1. Meanwhile the recipes are at work, too: see `Recipes`.
 
 The seed decides what is done and when, counted in jobs that are through, and not what the machine
 makes of it: who was busy with what differs from run to run.
 """
 
 import contextlib
+import logging
+import math
 import random
 import signal
 import subprocess
@@ -27,6 +29,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+import pika
+
+from recipes.publisher import Publisher
+from recipes.rpc_client import FibonacciRpcClient, RpcError
 from testbed.broker import OwnBroker
 from testbed.programs import (
     CLIENT,
@@ -207,17 +213,39 @@ def wrong_with_consumer(ended: Ended) -> Iterator[str]:
     elif ended.code != (0 if ended.told else -signal.SIGKILL):
         yield f"{ended.command[0]} ended by itself, exit code {ended.code}: {ended.error[-1:]}"
     else:
-        unclear = [line for line in ended.error if not line.startswith(" [!] Connection lost")]
+        clear = (" [!] Connection lost", FINISHING)
+        unclear = [line for line in ended.error if not line.startswith(clear)]
         if unclear:
             yield f"{ended.command[0]} said on stderr: {unclear}"
         # What it had begun before it lost a connection came again, to itself or to another.
         on_last_connection = "\n".join(ended.out).rpartition(WAITING)[2]
-        _, finishing, after = on_last_connection.partition(FINISHING)
         dropped = on_last_connection.count(RECEIVED) > on_last_connection.count(DONE)
-        if ended.told and dropped and (finishing or not ended.error):
+        last = ended.error[-1] if ended.error else FINISHING
+        if ended.told and dropped and last.startswith(FINISHING):  # and not: Connection lost
             yield f"{ended.command[0]} was told to stop, and dropped its task: {ended.out[-2:]}"
-        if after.count(DONE) > 1:
-            yield f"{ended.command[0]} was told to stop, and took more: {after.splitlines()[1:]}"
+
+
+def stopped_in(
+    printed: Sequence[tuple[float, object, str]], kills: Iterable[float]
+) -> dict[str, int]:
+    """Return the tasks that workers finished when told to stop, and how often each came again.
+
+    Args:
+        printed: When which worker printed what.
+        kills: When RabbitMQ was killed, which may make it forget an acknowledgement.
+    """
+    came_again = {}
+    for told, worker, line in printed:
+        if FINISHING not in line:
+            continue
+        own = [(when, line) for when, who, line in printed if who is worker]
+        if any(DONE in line for when, line in own if when > told):
+            begun, task = [(when, line) for when, line in own if line.startswith(RECEIVED)][-1]
+            until = min((kill for kill in kills if kill > begun), default=math.inf)
+            came_again[task.removeprefix(RECEIVED)] = sum(
+                line == task for when, _, line in printed if begun < when < until
+            )
+    return came_again
 
 
 def wrong_with_tasks(senders: Iterable[Ended], workers: Sequence[Ended]) -> Iterator[str]:
@@ -241,11 +269,14 @@ class Report:
     clients: list[Ended] = field(default_factory=list)
     workers: list[Ended] = field(default_factory=list)
     servers: list[Ended] = field(default_factory=list)
+    #: The tasks that workers finished when told to stop, and how often each came again.
+    stopped_in: dict[str, int] = field(default_factory=dict)
     #: How often what was done.
     faults: Counter[str] = field(default_factory=Counter)
     #: How many messages each queue has in the end, and the command lines of what still runs.
     left: dict[str, int] = field(default_factory=dict)
     processes: list[str] = field(default_factory=list)
+    recipes: "Recipes | None" = None
 
     @property
     def done(self) -> Counter[str]:
@@ -262,6 +293,9 @@ class Report:
         for consumer in (*self.workers, *self.servers):
             yield from wrong_with_consumer(consumer)
         yield from wrong_with_tasks(self.senders, self.workers)
+        for task, times in self.stopped_in.items():
+            if times:
+                yield f"done twice: {task}, which a worker had finished when told to stop"
         if failed := jobs - sum(program.through for program in programs):
             yield f"{failed} of {jobs} jobs failed {ATTEMPTS} times"
         for queue, number in self.left.items():
@@ -269,6 +303,8 @@ class Report:
                 yield f"{number} messages are left in {queue}"
         for process in self.processes:
             yield f"still running: {process}"
+        if self.recipes:
+            yield from self.recipes.wrong()
 
     def figures(self) -> Iterator[str]:
         """Say how much was done, and how."""
@@ -282,9 +318,125 @@ class Report:
         yield f"{again} tasks done twice or more"
         answers = sum(line.startswith(" [.] ") for client in self.clients for line in client.out)
         failed = sum(client.code != 0 for client in self.clients)
+        came_again = sum(times > 0 for times in self.stopped_in.values())
+        yield (
+            f"{len(self.stopped_in)} tasks finished by workers that were told to stop,"
+            f" {came_again} of them done twice"
+        )
         yield f"{answers} calls answered; {failed} clients failed, and asked again"
         for what, times in sorted(self.faults.items()):
             yield f"{what}: {times} times"
+        if self.recipes:
+            yield self.recipes.figures()
+
+
+# What stands in for recipes/worker.py: that, with work that fails one time in five. A try that its
+# worker does not outlive counts as failed, too, so there are many.
+RECIPE_WORKER = """
+import random, sys
+sys.path.insert(0, "recipes")
+import worker
+
+def work(job):
+    if random.random() < 0.2:
+        raise ValueError("not this time")
+    print("did", job, flush=True)
+
+worker.work, worker.RETRY_DELAYS = work, (1,) * 30
+worker.main()
+"""
+
+
+class Recipes:
+    """The recipes at work: jobs all the while to two workers, and calls one after the other.
+
+    Whenever a worker of the tutorial is killed, one of these is killed and replaced as well. In the
+    end each job that was confirmed was done, and each call got the right answer or failed over a
+    lost connection.
+    """
+
+    def __init__(self, broker: OwnBroker, programs: Programs, calm: Callable[[], int]) -> None:
+        """Start all. `calm` returns how often the broker went so far, or -1 while it is gone."""
+        self._broker, self._programs, self._calm = broker, programs, calm
+        parameters = pika.URLParameters(broker.url)
+        self._publisher = Publisher(parameters, "jobs")
+        self._client = FibonacciRpcClient(parameters)
+        self._jobs: list[Future[None]] = []
+        self._right, self._lost, self._problems = 0, 0, list[str]()
+        self._workers = [self._start(), self._start()]
+        self._all = list(self._workers)
+        self.end = threading.Event()  # set it, and no more is begun
+        self._pool = ThreadPoolExecutor(2)
+        self._loops = [self._pool.submit(loop) for loop in (self._publish, self._call)]
+
+    def _start(self) -> Terminal:
+        return self._programs.start("-c", RECIPE_WORKER).expect_ready()
+
+    def kill_worker(self) -> None:
+        """Kill a worker, and start another."""
+        self._workers.pop(0).kill()
+        self._workers.append(self._start())
+        self._all.append(self._workers[-1])
+
+    def finish(self) -> None:
+        """Come to an end: wait until what was confirmed is done, and end the workers."""
+        self.end.set()
+        for loop in self._loops:
+            loop.result()  # an error of this program's own ends the run
+        self._call_once()  # once more, and with the broker there
+        self._publisher.close()
+        self._client.close()
+        with contextlib.suppress(TimeoutError):  # `wrong` tells what is missing
+            wait_until(lambda: not self._missing(), "all jobs to be done", seconds=60)
+        for worker in self._workers:
+            worker.ctrl_c()
+            if code := worker.wait(STOP_LIMIT_S):
+                self._problems.append(f"recipes/worker.py ended with {code}: {worker.error[-1:]}")
+
+    def _publish(self) -> None:
+        while not self.end.wait(0.05):
+            job = str(len(self._jobs)).encode()
+            self._jobs.append(self._publisher.publish(job, timeout=120))
+
+    def _call(self) -> None:
+        while not self.end.wait(0.05):
+            self._call_once()
+
+    def _call_once(self) -> None:
+        before, n = self._calm(), len(self._jobs) % 1000
+        try:
+            answer = self._client.call(n, TIMEOUT_S)
+        except (pika.exceptions.AMQPError, OSError, RpcError) as error:
+            self._lost += 1
+            if before == self._calm() != -1:
+                self._problems.append(f"recipes/rpc_client.py failed by itself: {error!r}")
+        else:
+            self._right += answer == fibonacci(n)
+            if answer != fibonacci(n):
+                self._problems.append(f"recipes/rpc_client.py says that fib({n}) is {answer}")
+
+    def _missing(self) -> set[str]:
+        confirmed = {
+            f"did {job}"
+            for job, future in enumerate(self._jobs)
+            if future.done() and not future.exception()
+        }
+        return confirmed.difference(*(worker.out for worker in self._all))
+
+    def wrong(self) -> Iterator[str]:
+        """Say all that is wrong, once they have finished."""
+        yield from self._problems
+        for job in sorted(self._missing()):
+            yield f"recipes: confirmed, and never done: {job}"
+        if failed := sum(not future.done() or bool(future.exception()) for future in self._jobs):
+            yield f"recipes: {failed} of {len(self._jobs)} jobs were not confirmed"
+
+    def figures(self) -> str:
+        """Say how much was done."""
+        return (
+            f"recipes: {len(self._jobs)} jobs by {len(self._all)} workers,"
+            f" {self._right} calls right, {self._lost} failed with their connection"
+        )
 
 
 class Trial:
@@ -315,6 +467,7 @@ class Trial:
         self._told = set[Terminal]()
         self._hung = set[Terminal]()
         self._report = Report()
+        self._kills: list[float] = []
 
     def run(self, plan: Plan) -> Report:
         """Do the jobs, with the faults; return what came of them."""
@@ -330,16 +483,25 @@ class Trial:
         self._broker.settle()
         self._jobs.extend(plan.jobs)
         self._broker_runs.set()
+        recipes = self._report.recipes = Recipes(
+            self._broker,
+            self._programs,
+            lambda: self._outages if self._broker_runs.is_set() else -1,
+        )
         with ThreadPoolExecutor(SHELLS) as pool:
             shells = [pool.submit(self._shell) for _ in range(SHELLS)]
             try:
                 for fault in plan.faults:
                     self._wait_for_jobs(fault.after, shells)
                     self._carry_out(fault)
+                    if fault.what in ("kill a worker", "kill a busy worker"):
+                        recipes.kill_worker()
                 self._wait_for_jobs(len(plan.jobs), shells)
             finally:
                 self._jobs.clear()
                 self._broker_runs.set()
+                recipes.end.set()
+        recipes.finish()
         self._finish()
 
     def _start(self, kind: str) -> Terminal:
@@ -397,6 +559,7 @@ class Trial:
             if fault.what == "stop the broker":
                 self._broker.stop()
             else:
+                self._kills.append(time.perf_counter())  # the clock of what is printed
                 self._broker.kill()
             self._broker.start()
             self._broker_runs.set()
@@ -450,6 +613,7 @@ class Trial:
                 code = None if consumer in self._hung else consumer.wait()
                 script, told = (self._scripts[kind],), consumer in self._told
                 ended.append(Ended(script, code, consumer.out, consumer.error, told=told))
+        self._report.stopped_in = stopped_in(self._programs.printed, self._kills)
         self._report.left = {queue: self._broker.ready(queue) for queue in QUEUES}
         self._report.processes = processes_left()
 
@@ -465,6 +629,7 @@ def main() -> None:
     parser.add_argument("--server", default=SERVER, help="the same for rpc_server.py")
     arguments = parser.parse_args()
     print(f"seed {arguments.seed}", flush=True)
+    logging.disable()  # of each lost connection the recipes and pika would tell, and it is meant
     planned = plan(FULL, arguments.seed)
     tell = telling()
     with running_by_hand(arguments.broker) as broker:

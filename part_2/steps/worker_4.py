@@ -21,8 +21,8 @@ def on_message(
     """Do one task."""
     print(f" [x] Received {body.decode()!r}", flush=True)
     work(body)
-    print(" [x] Done", flush=True)
     channel.basic_ack(delivery_tag=method.delivery_tag)
+    print(" [x] Done", flush=True)
 
 
 def consume() -> None:

@@ -28,8 +28,8 @@ def on_message(
         channel.connection.process_data_events()  # sends heartbeats: busy, but alive
     if error := task.exception():
         raise RuntimeError("the task failed") from error
-    print(" [x] Done", flush=True)
     channel.basic_ack(delivery_tag=method.delivery_tag)
+    print(" [x] Done", flush=True)
 
 
 def consume() -> None:
