@@ -202,7 +202,7 @@ def publish_lines(parameters: pika.URLParameters, queue: str, timeout: float) ->
 
 # The rest is the command line.
 def main() -> None:
-    """Run from a terminal: end at once when told to, and say in one line what went wrong."""
+    """Run from a terminal: read the arguments and the address, say in one line what went wrong."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawTextHelpFormatter)
     parser.add_argument("--queue", default="jobs", help="where to (default: jobs)")
     parser.add_argument("--timeout", type=float, default=30, help="for RabbitMQ (default: 30 s)")

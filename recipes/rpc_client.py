@@ -149,7 +149,7 @@ def ask(parameters: pika.URLParameters, numbers: list[int], timeout: float) -> N
 
 # The rest is the command line.
 def main() -> None:
-    """Run from a terminal: end at once when told to, and say in one line what went wrong."""
+    """Run from a terminal: read the arguments and the address, say in one line what went wrong."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawTextHelpFormatter)
     parser.add_argument("numbers", nargs="*", type=int, default=[30], metavar="N", help="of fib(N)")
     parser.add_argument("--timeout", type=float, default=10, help="seconds to wait (default: 10)")

@@ -171,7 +171,7 @@ class Worker:
 
 # The rest is the command line.
 def main() -> None:
-    """Run from a terminal: end at once when told to, and say in one line what went wrong."""
+    """Run from a terminal: read the arguments and the address, say in one line what went wrong."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawTextHelpFormatter)
     parser.add_argument("--queue", default="jobs")
     parser.add_argument("--parallel", type=int, default=4, metavar="N")
