@@ -47,6 +47,11 @@ WITH_WORDS = SENDERS[1:]
 
 #: The function of each service that does the work, and that is in a thread of its own.
 WORK_OF = {WORKER: "work", SERVER: "answer_to"}
+#: What each says, on stderr, when it is told to stop while it has something to finish.
+FINISHING = {
+    script: f" [*] Finishing this {what} first. To end at once press CTRL+C again"
+    for script, what in ((WORKER, "task"), (SERVER, "request"))
+}
 #: What each prints for a message that asks for fib(1).
 DONE = {WORKER: " [x] Done", SERVER: " [.] fib(1)"}
 

@@ -137,7 +137,9 @@ def test_a_rejected_task_is_discarded_or_kept_in_a_queue_for_it(
     own_broker.wait_for_acknowledgements(QUEUE)
     worker.terminate()
     assert worker.wait() == 0
-    assert "Finishing" not in "\n".join(worker.out)  # it is not busy with what it set aside
+    assert "Finishing" not in "\n".join(
+        [*worker.out, *worker.error]
+    )  # it is not busy with what it set aside
     assert own_broker.ready(QUEUE) == 0
 
 

@@ -22,7 +22,7 @@ from testbed.terminal import Terminal
 from testbed.waiting import wait_until
 from tests.conftest import Run, Variant
 from tests.network import Network
-from tests.scripts import beginning
+from tests.scripts import FINISHING, beginning
 
 # The programs on the way to these two. Each lacks something, which its docstring tells.
 NEW_TASKS = {number: f"part_2/steps/new_task_{number}.py" for number in range(1, 4)}
@@ -433,7 +433,7 @@ def test_told_to_stop_a_worker_finishes_its_task_and_takes_no_more(
     finish.touch()
     assert worker.wait() == 0
     assert worker.messages == ["Received 'current'", "Done"]
-    assert worker.error == []
+    assert worker.error == [FINISHING[WORKER]]
     assert finish.read_text().splitlines() == ["current"]
     broker.wait_for_ready(QUEUE, 2)
     successor = run(WORKER).expect("Done", times=2)

@@ -453,6 +453,19 @@ def test_a_request_that_cannot_be_sent_leaves_nothing_behind(run: Run, broker: B
         assert client.call(10) == 55
 
 
+def test_a_lost_connection_is_an_error_of_each_request_under_way(
+    broker: Broker, channel: Channel
+) -> None:
+    channel.queue_declare(queue="rpc_queue", durable=True)
+    with Network(broker.url) as network, client_of(network) as client:
+        under_way = [client.request(n) for n in range(3)]
+        network.cut()
+        for correlation_id in under_way:
+            with pytest.raises(AMQPError):
+                client.result(correlation_id)
+        assert client.requests == {}
+
+
 @pytest.mark.usefixtures("channel")
 def test_a_broker_that_is_gone_is_an_error_of_each_call(broker: Broker) -> None:
     with Network(broker.url) as network, client_of(network, "?stack_timeout=1") as client:

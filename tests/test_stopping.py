@@ -24,6 +24,7 @@ from tests.network import Mode, Network
 from tests.scripts import (
     CONSUMERS,
     DONE,
+    FINISHING,
     PRODUCERS,
     QUEUE_OF,
     SCRIPTS,
@@ -138,7 +139,7 @@ def test_a_service_at_work_finishes_its_task_and_takes_no_more(
         service.expect("[*] Finishing this ")
     for script, service in services.items():
         assert service.wait() == 0
-        assert service.error == []
+        assert service.error == [FINISHING[script]]
         assert service.out.count(" at work") == 1
         assert DONE[script] in service.out
         broker.wait_for_ready(QUEUE_OF[script], 4)
@@ -158,7 +159,7 @@ def test_a_service_that_is_told_twice_ends_at_once(
         service.expect("To end at once press CTRL+C again")
         service.process.send_signal(number)
         assert service.wait() == 128 + number
-        assert service.error == []
+        assert service.error == [FINISHING[script]]
         broker.wait_for_ready(QUEUE_OF[script], 1)
 
 
@@ -232,7 +233,7 @@ def test_as_process_1(run: Run, broker: Broker, channel: Channel, variant: Varia
         terminate(consumer)
     for script, consumer in consumers.items():
         assert consumer.wait() == (0 if script in SERVICES else 128 + signal.SIGTERM)
-        assert consumer.error == []
+        assert consumer.error == ([FINISHING[script]] if script in SERVICES else [])
         assert (" [x] Done" in consumer.out) == (script == WORKER)
     with Network(broker.url, mode="silent") as network:
         producers = [
@@ -281,6 +282,33 @@ def test_output_that_nobody_reads(broker: Broker, channel: Channel) -> None:
         wait_until(partial(broker.ready, QUEUE_OF[script]), "what was not done")
 
 
+def test_who_reads_the_output_goes_first(
+    run: Run, broker: Broker, channel: Channel, variant: Variant
+) -> None:
+    # Ctrl+C in `worker.py | tee log` ends tee, too. The task is finished all the same.
+    with subprocess.Popen(
+        [sys.executable, variant(WORKER, at_work(WORKER, 1))],
+        cwd=REPOSITORY,
+        env=script_environment(broker.url),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as worker:
+        assert worker.stdout
+        assert worker.stderr
+        assert b"[*] Waiting" in worker.stdout.readline()
+        publish(channel, WORKER, b"1")
+        while b"at work" not in worker.stdout.readline():
+            pass
+        worker.stdout.close()
+        worker.send_signal(signal.SIGINT)
+        finishing, gone = worker.stderr.read().decode().splitlines()
+        assert worker.wait() == 1
+    assert finishing == FINISHING[WORKER]
+    assert "BrokenPipeError" in gone
+    publish(channel, WORKER, b"2")
+    assert "Received '1'" not in "\n".join(run(WORKER).expect("Received '2'").out)
+
+
 def test_at_many_lines_of_a_run(broker: Broker) -> None:
     url = broker.url
     with broker.channel() as channel:
@@ -293,7 +321,7 @@ def test_at_many_lines_of_a_run(broker: Broker) -> None:
             lines = [*range(200, total - 400, total // 10), *range(total - 400, total + 10, 40)]
             runs = stopped_at(channel, url, script, lines)
             assert sum("signal" in printed[:2] for _, _, printed in runs) > 10
-            assert any("acknowledged" in printed[-1] for _, _, printed in runs)
+            assert any("acknowledged" in "".join(printed[-2:]) for _, _, printed in runs)
 
 
 def stopped_at(
