@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Self
 
+from testbed.waiting import PATIENCE
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 Echo = Callable[["Terminal", str], None]
@@ -130,7 +132,7 @@ class Terminal:
         """The lines printed on standard error so far."""
         return list(self._error)
 
-    def expect(self, text: str, times: int = 1, seconds: float = 60) -> Self:
+    def expect(self, text: str, times: int = 1, seconds: float = PATIENCE) -> Self:
         """Wait until `text` stands in so many lines of the output, errors included.
 
         Raises:
@@ -174,7 +176,7 @@ class Terminal:
         self.process.kill()
         self.wait()
 
-    def wait(self, seconds: float = 60) -> int:
+    def wait(self, seconds: float = PATIENCE) -> int:
         """Return the exit code, once the script has ended and all its lines are here."""
         code = self.process.wait(seconds)
         self._join()

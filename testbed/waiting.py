@@ -1,14 +1,18 @@
 """Waiting for a state, with a deadline."""
 
+import os
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
 T = TypeVar("T")
 
+#: The limit, in seconds, of a wait that is given none of its own: on a busy machine all is slow.
+PATIENCE = float(os.environ.get("TESTBED_PATIENCE", "60"))
+
 
 def wait_until(
-    condition: Callable[[], T], what: str, seconds: float = 60, pause: float = 0.02
+    condition: Callable[[], T], what: str, seconds: float = PATIENCE, pause: float = 0.02
 ) -> T:
     """Return the first true result of `condition`, which is asked again after each pause.
 
