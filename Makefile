@@ -41,10 +41,10 @@ mutants: setup ## wrong edits of the scripts, and which test catches each; make 
 	@.venv/bin/python -m tools.mutants $(ARGS)
 
 readme: setup ## write the pages' code, terminals and tables, from the scripts and from running them
-	@.venv/bin/python -m cogapp -r -I . $(PAGES)
+	@printf '%s\n' $(PAGES) | xargs -n 1 -P 2 .venv/bin/python -m cogapp -r -I .
 
 check-readme: setup ## compare them instead
-	@.venv/bin/python -m cogapp --check --diff -I . $(PAGES)
+	@printf '%s\n' $(PAGES) | xargs -n 1 -P 2 .venv/bin/python -m cogapp --check --diff -I .
 
 pictures: ## draw the pictures from their Graphviz sources
 	@./setup.sh pictures
