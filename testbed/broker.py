@@ -17,6 +17,8 @@ from testbed.waiting import wait_until
 # All that the scripts declare by name. A test finds none of it, and none of it is left behind.
 QUEUES = ("hello", "task_queue", "rpc_queue")
 EXCHANGES = ("logs", "direct_logs", "topic_logs")
+# What the recipes declare; in the fault run a task is tried again after a second.
+OF_RECIPES = ("jobs", "jobs.failed", *(f"jobs.retry.{delay}s" for delay in (1, 5, 30, 180)))
 
 # What pika raises where no broker takes a connection.
 NO_CONNECTION = (AMQPConnectionError, AMQPConnectorException, OSError)
@@ -49,7 +51,7 @@ class Broker:
     def clean(self) -> None:
         """Delete all that the scripts declare by name."""
         with self.channel() as channel:
-            for queue in QUEUES:
+            for queue in (*QUEUES, *OF_RECIPES):
                 channel.queue_delete(queue=queue)
             for exchange in EXCHANGES:
                 channel.exchange_delete(exchange=exchange)
