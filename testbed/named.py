@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 from pika.exceptions import ChannelClosedByBroker
 
-from testbed.broker import EXCHANGES, NO_CONNECTION, QUEUES, Broker, NoBrokerError
+from testbed.broker import EXCHANGES, NO_CONNECTION, OF_RECIPES, QUEUES, Broker, NoBrokerError
 
 
 class NamedBroker(Broker):
@@ -23,7 +23,8 @@ class NamedBroker(Broker):
         self.description = "the broker that RABBITMQ_URL names"
         self.url = url
         try:
-            present = [*self._present("queue", QUEUES), *self._present("exchange", EXCHANGES)]
+            queues = self._present("queue", (*QUEUES, *OF_RECIPES))
+            present = [*queues, *self._present("exchange", EXCHANGES)]
         except (*NO_CONNECTION, ValueError) as error:
             raise NoBrokerError(
                 f"{self.description} cannot be used: {type(error).__name__}. Unset RABBITMQ_URL"
