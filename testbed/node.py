@@ -125,9 +125,13 @@ class Node(OwnBroker):
         wait_until(lambda: not self._executor.pre_start_check(), "the killed node's port to close")
 
     def pause(self) -> None:
-        """Stop the node's processes by SIGSTOP."""
-        for process in self._processes():
+        """Stop the node's processes by SIGSTOP, and return once they stand still."""
+        processes = self._processes()
+        for process in processes:
             process.suspend()
+        # A signal that was sent has not yet been obeyed.
+        stopped = (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE)
+        wait_until(lambda: all(p.status() in stopped for p in processes), "the node to stand still")
 
     def resume(self) -> None:
         """Have them go on, by SIGCONT."""
