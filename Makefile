@@ -35,7 +35,7 @@ faults: setup ## tasks and calls, while all that can be killed is killed; make f
 	@.venv/bin/python -m tools.faults $(if $(SEED),--seed=$(SEED)) $(ARGS)
 
 load: setup ## two hundred workers and receivers, ten thousand messages, and what memory they take
-	@.venv/bin/python -m tools.load $(ARGS)
+	@LOAD=100 .venv/bin/python -m pytest tests/test_load.py $(ARGS)
 
 mutants: setup ## wrong edits of the scripts, and which test catches each; make mutants ARGS="-k name"
 	@.venv/bin/python -m tools.mutants $(ARGS)
