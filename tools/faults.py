@@ -110,16 +110,8 @@ class Fault:
     which: int
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What a seed makes of a size: the jobs in their order, and the faults in theirs."""
-
-    jobs: Sequence[Command]
-    faults: Sequence[Fault]
-
-
-def plan(size: Size, seed: int) -> Plan:
-    """Return the jobs and the faults of that seed."""
+def plan(size: Size, seed: int) -> tuple[list[Command], list[Fault]]:
+    """Return what a seed makes of a size: the jobs in their order, and the faults in theirs."""
     chance = random.Random(seed)  # noqa: S311 - it is to be predictable
     # Every third task takes a second, so that there are busy workers all the time.
     jobs: list[Command] = [
@@ -135,7 +127,7 @@ def plan(size: Size, seed: int) -> Plan:
     faults = [
         Fault(after, what, chance.randrange(4)) for after, what in zip(moments, whats, strict=True)
     ]
-    return Plan(jobs, faults)
+    return jobs, faults
 
 
 @dataclass(frozen=True)
@@ -195,15 +187,12 @@ def wrong_with_program(ended: Ended) -> Iterator[str]:
 
 
 def wrong_with_answers(client: Ended) -> Iterator[str]:
-    """Say which answers of a client are wrong, or are missing although it ended well."""
-    printed = [line.removeprefix(" [.] ") for line in client.out if line.startswith(" [.] ")]
-    right = [f"fib({n}) = {fibonacci(int(n))}" for n in client.command[3:]]
+    """Say if an answer of a client is wrong, or is missing although it ended well."""
+    printed = [line for line in client.out if line.startswith(" [.] ")]
     # The client prints its answers in the order in which it asked, until one does not come.
-    for answer, expected in zip(printed, right, strict=False):
-        if answer != expected:
-            yield f"{CLIENT} printed {answer[:60]!r} for {expected[:60]!r}"
-    if client.code == 0 and len(printed) != len(right):
-        yield f"{CLIENT} ended with exit code 0 and {len(printed)} of {len(right)} answers"
+    right = [f" [.] fib({n}) = {fibonacci(int(n))}" for n in client.command[3:]]
+    if printed != (right if client.code == 0 else right[: len(printed)]):
+        yield f"{CLIENT} {client.command[3:]} ended with exit code {client.code} and: {printed}"
 
 
 def wrong_with_consumer(ended: Ended) -> Iterator[str]:
@@ -267,21 +256,11 @@ class Report:
 
     senders: list[Ended] = field(default_factory=list)
     clients: list[Ended] = field(default_factory=list)
-    workers: list[Ended] = field(default_factory=list)
-    servers: list[Ended] = field(default_factory=list)
+    consumers: list[Ended] = field(default_factory=list)
     #: The tasks that workers finished when told to stop, and how often each came again.
     stopped_in: dict[str, int] = field(default_factory=dict)
-    #: How often what was done.
-    faults: Counter[str] = field(default_factory=Counter)
-    #: How many messages each queue has in the end, and the command lines of what still runs.
-    left: dict[str, int] = field(default_factory=dict)
-    processes: list[str] = field(default_factory=list)
-    recipes: "Recipes | None" = None
-
-    @property
-    def done(self) -> Counter[str]:
-        """How often each task was done."""
-        return Counter(task for worker in self.workers for task in worker.done)
+    #: What is left in the queues and of the processes, and what is wrong with the recipes.
+    others: list[str] = field(default_factory=list)
 
     def wrong(self, jobs: int) -> Iterator[str]:
         """Say all that is wrong, where so many jobs were to be done."""
@@ -290,44 +269,29 @@ class Report:
             yield from wrong_with_program(program)
         for client in self.clients:
             yield from wrong_with_answers(client)
-        for consumer in (*self.workers, *self.servers):
+        for consumer in self.consumers:
             yield from wrong_with_consumer(consumer)
-        yield from wrong_with_tasks(self.senders, self.workers)
+        yield from wrong_with_tasks(self.senders, self.consumers)
         for task, times in self.stopped_in.items():
             if times:
                 yield f"done twice: {task}, which a worker had finished when told to stop"
         if failed := jobs - sum(program.through for program in programs):
             yield f"{failed} of {jobs} jobs failed {ATTEMPTS} times"
-        for queue, number in self.left.items():
-            if number:
-                yield f"{number} messages are left in {queue}"
-        for process in self.processes:
-            yield f"still running: {process}"
-        if self.recipes:
-            yield from self.recipes.wrong()
+        yield from self.others
 
     def figures(self) -> Iterator[str]:
         """Say how much was done, and how."""
-        done = self.done
+        done = Counter(task for consumer in self.consumers for task in consumer.done)
         sent = {sender.task for sender in self.senders if sender.sent}
         doubtful = {sender.task for sender in self.senders} - sent
-        arrived = len(doubtful & done.keys())
         again = sum(times > 1 for times in done.values())
-        yield f"{len(sent)} tasks reported as sent, {len(sent & done.keys())} of them done"
-        yield f"{len(doubtful)} tasks in doubt, since their senders failed; {arrived} of them done"
-        yield f"{again} tasks done twice or more"
         answers = sum(line.startswith(" [.] ") for client in self.clients for line in client.out)
         failed = sum(client.code != 0 for client in self.clients)
-        came_again = sum(times > 0 for times in self.stopped_in.values())
-        yield (
-            f"{len(self.stopped_in)} tasks finished by workers that were told to stop,"
-            f" {came_again} of them done twice"
-        )
+        yield f"{len(sent)} tasks reported as sent, {len(sent & done.keys())} of them done"
+        yield f"{len(doubtful)} tasks in doubt, {len(doubtful & done.keys())} of them done"
+        yield f"{again} tasks done twice or more"
+        yield f"{len(self.stopped_in)} tasks finished by workers that were told to stop"
         yield f"{answers} calls answered; {failed} clients failed, and asked again"
-        for what, times in sorted(self.faults.items()):
-            yield f"{what}: {times} times"
-        if self.recipes:
-            yield self.recipes.figures()
 
 
 # What stands in for recipes/worker.py: that, with work that fails one time in five. A try that its
@@ -362,7 +326,7 @@ class Recipes:
         self._publisher = Publisher(parameters, "jobs")
         self._client = FibonacciRpcClient(parameters)
         self._jobs: list[Future[None]] = []
-        self._right, self._lost, self._problems = 0, 0, list[str]()
+        self._right, self._lost, self._wrong = 0, 0, list[str]()
         self._workers = [self._start(), self._start()]
         self._all = list(self._workers)
         self.end = threading.Event()  # set it, and no more is begun
@@ -378,20 +342,25 @@ class Recipes:
         self._workers.append(self._start())
         self._all.append(self._workers[-1])
 
-    def finish(self) -> None:
-        """Come to an end: wait until what was confirmed is done, and end the workers."""
+    def finish(self) -> list[str]:
+        """Wait until what was confirmed is done, and end the workers; return what is wrong."""
         self.end.set()
         for loop in self._loops:
             loop.result()  # an error of this program's own ends the run
         self._call_once()  # once more, and with the broker there
         self._publisher.close()
         self._client.close()
-        with contextlib.suppress(TimeoutError):  # `wrong` tells what is missing
+        with contextlib.suppress(TimeoutError):  # what is missing is told
             wait_until(lambda: not self._missing(), "all jobs to be done", seconds=60)
         for worker in self._workers:
             worker.ctrl_c()
             if code := worker.wait(STOP_LIMIT_S):
-                self._problems.append(f"recipes/worker.py ended with {code}: {worker.error[-1:]}")
+                self._wrong.append(f"recipes/worker.py ended with {code}: {worker.error[-1:]}")
+        for job in sorted(self._missing()):
+            self._wrong.append(f"recipes: confirmed, and never done: {job}")
+        if failed := sum(not future.done() or bool(future.exception()) for future in self._jobs):
+            self._wrong.append(f"recipes: {failed} of {len(self._jobs)} jobs were not confirmed")
+        return self._wrong
 
     def _publish(self) -> None:
         while not self.end.wait(0.05):
@@ -409,11 +378,11 @@ class Recipes:
         except (pika.exceptions.AMQPError, OSError, RpcError) as error:
             self._lost += 1
             if before == self._calm() != -1:
-                self._problems.append(f"recipes/rpc_client.py failed by itself: {error!r}")
+                self._wrong.append(f"recipes/rpc_client.py failed by itself: {error!r}")
         else:
             self._right += answer == fibonacci(n)
             if answer != fibonacci(n):
-                self._problems.append(f"recipes/rpc_client.py says that fib({n}) is {answer}")
+                self._wrong.append(f"recipes/rpc_client.py says that fib({n}) is {answer}")
 
     def _missing(self) -> set[str]:
         confirmed = {
@@ -422,14 +391,6 @@ class Recipes:
             if future.done() and not future.exception()
         }
         return confirmed.difference(*(worker.out for worker in self._all))
-
-    def wrong(self) -> Iterator[str]:
-        """Say all that is wrong, once they have finished."""
-        yield from self._problems
-        for job in sorted(self._missing()):
-            yield f"recipes: confirmed, and never done: {job}"
-        if failed := sum(not future.done() or bool(future.exception()) for future in self._jobs):
-            yield f"recipes: {failed} of {len(self._jobs)} jobs were not confirmed"
 
     def figures(self) -> str:
         """Say how much was done."""
@@ -456,34 +417,31 @@ class Trial:
         self._broker, self._tell = broker, tell
         self._scripts = {"worker": worker, "server": server}
         self._programs = Programs(broker)
-        #: All that were ever started, and those of them that run, in their places.
-        self._consumers: dict[str, list[Terminal]] = {"worker": [], "server": []}
-        self._places: dict[str, list[Terminal]] = {"worker": [], "server": []}
+        #: The workers and the servers that run, in their places.
+        self._places: dict[str, list[Terminal]] = {}
         self._jobs = deque[Command]()
         self._through: list[Command] = []
         self._asking = set[Terminal]()
         self._broker_runs = threading.Event()
         self._outages = 0
-        self._told = set[Terminal]()
-        self._hung = set[Terminal]()
         self._report = Report()
         self._kills: list[float] = []
 
-    def run(self, plan: Plan) -> Report:
+    def run(self, jobs: Sequence[Command], faults: Sequence[Fault]) -> Report:
         """Do the jobs, with the faults; return what came of them."""
         with self._programs:
-            self._run(plan)
+            self._run(jobs, faults)
         return self._report
 
-    def _run(self, plan: Plan) -> None:
+    def _run(self, jobs: Sequence[Command], faults: Sequence[Fault]) -> None:
         for kind, number in (("worker", WORKERS), ("server", SERVERS)):
-            self._places[kind] = [self._start(kind) for _ in range(number)]
+            self._places[kind] = [self._programs.start(self._scripts[kind]) for _ in range(number)]
             for consumer in self._places[kind]:
                 consumer.expect_ready()
         self._broker.settle()
-        self._jobs.extend(plan.jobs)
+        self._jobs.extend(jobs)
         self._broker_runs.set()
-        recipes = self._report.recipes = Recipes(
+        recipes = Recipes(
             self._broker,
             self._programs,
             lambda: self._outages if self._broker_runs.is_set() else -1,
@@ -491,23 +449,19 @@ class Trial:
         with ThreadPoolExecutor(SHELLS) as pool:
             shells = [pool.submit(self._shell) for _ in range(SHELLS)]
             try:
-                for fault in plan.faults:
+                for fault in faults:
                     self._wait_for_jobs(fault.after, shells)
                     self._carry_out(fault)
                     if fault.what in ("kill a worker", "kill a busy worker"):
                         recipes.kill_worker()
-                self._wait_for_jobs(len(plan.jobs), shells)
+                self._wait_for_jobs(len(jobs), shells)
             finally:
                 self._jobs.clear()
                 self._broker_runs.set()
                 recipes.end.set()
-        recipes.finish()
+        self._report.others += recipes.finish()
+        self._tell(recipes.figures())
         self._finish()
-
-    def _start(self, kind: str) -> Terminal:
-        consumer = self._programs.start(self._scripts[kind])
-        self._consumers[kind].append(consumer)
-        return consumer
 
     def _wait_for_jobs(self, number: int, shells: Sequence[Future[None]]) -> None:
         def through() -> bool:
@@ -542,14 +496,18 @@ class Trial:
         terminal = self._programs.start(*command)
         if command[0] == CLIENT:
             self._asking.add(terminal)
-        try:
-            code: int | None = terminal.wait(LIMITS_S[command[0]])
-        except subprocess.TimeoutExpired:
-            terminal.kill()
-            code = None
+        code = self._exit_code(terminal, LIMITS_S[command[0]])
         self._asking.discard(terminal)
         calm = calm and outages == self._outages
         return Ended(command, code, terminal.out, terminal.error, calm)
+
+    def _exit_code(self, terminal: Terminal, limit: float) -> int | None:
+        """Return a program's exit code once it has ended; kill it if it hangs."""
+        try:
+            return terminal.wait(limit)
+        except subprocess.TimeoutExpired:
+            terminal.kill()
+            return None
 
     def _carry_out(self, fault: Fault) -> None:
         began = time.monotonic()
@@ -565,21 +523,17 @@ class Trial:
             self._broker_runs.set()
         else:
             verb, *_, kind = fault.what.split()
-            consumer = self._places[kind][fault.which % len(self._places[kind])]
+            place = fault.which % len(self._places[kind])
+            consumer = self._places[kind][place]
             if "busy" in fault.what:
                 # When there is nothing more to be sent, nobody may ever be busy again.
                 wait_until(
                     lambda: self._busy(kind, consumer) or not self._jobs, "work", seconds=120
                 )
-            if verb == "stop":
-                self._stop(consumer, consumer.terminate)
-            else:
-                consumer.kill()
+            self._end(kind, consumer, consumer.terminate if verb == "stop" else None)
             # A consumer that never had a connection gives up where there is none: it has to be
             # ready before the next fault.
-            place = self._places[kind].index(consumer)
-            self._places[kind][place] = self._start(kind).expect_ready()
-        self._report.faults[fault.what] += 1
+            self._places[kind][place] = self._programs.start(self._scripts[kind]).expect_ready()
         self._tell(
             f"after {fault.after} jobs: {fault.what}, and start it again"
             f" ({time.monotonic() - began:.1f} s)"
@@ -592,30 +546,28 @@ class Trial:
         # of its answers, all servers have some to give.
         return any(1 <= len(client.out) <= CALLS for client in list(self._asking))
 
-    def _stop(self, consumer: Terminal, tell: Callable[[], None]) -> None:
-        """Tell a worker or a server to stop, and wait for its end; kill it if it hangs."""
-        self._told.add(consumer)
-        tell()
-        try:
-            consumer.wait(STOP_LIMIT_S)
-        except subprocess.TimeoutExpired:
-            self._hung.add(consumer)
+    def _end(self, kind: str, consumer: Terminal, tell: Callable[[], None] | None) -> None:
+        """Tell a worker or a server to stop, or else kill it, and note how it ended."""
+        if tell:
+            tell()
+        else:
             consumer.kill()
+        code = self._exit_code(consumer, STOP_LIMIT_S)
+        script, told = (self._scripts[kind],), tell is not None
+        self._report.consumers.append(Ended(script, code, consumer.out, consumer.error, told=told))
 
     def _finish(self) -> None:
         """Let the consumers come to an end, stop them, and look at what is left."""
         with contextlib.suppress(TimeoutError):  # the report tells what is left
             wait_until(lambda: not any(map(self._busy_queue, QUEUES)), "empty queues")
-        for kind, ended in (("worker", self._report.workers), ("server", self._report.servers)):
-            for consumer in self._places[kind]:
-                self._stop(consumer, consumer.ctrl_c)
-            for consumer in self._consumers[kind]:
-                code = None if consumer in self._hung else consumer.wait()
-                script, told = (self._scripts[kind],), consumer in self._told
-                ended.append(Ended(script, code, consumer.out, consumer.error, told=told))
+        for kind, places in self._places.items():
+            for consumer in places:
+                self._end(kind, consumer, consumer.ctrl_c)
         self._report.stopped_in = stopped_in(self._programs.printed, self._kills)
-        self._report.left = {queue: self._broker.ready(queue) for queue in QUEUES}
-        self._report.processes = processes_left()
+        for queue in QUEUES:
+            if number := self._broker.ready(queue):
+                self._report.others.append(f"{number} messages are left in {queue}")
+        self._report.others += [f"still running: {process}" for process in processes_left()]
 
     def _busy_queue(self, queue: str) -> bool:
         return bool(self._broker.ready(queue) or self._broker.unacknowledged(queue))
@@ -630,7 +582,7 @@ def main() -> None:
     arguments = parser.parse_args()
     print(f"seed {arguments.seed}", flush=True)
     logging.disable()  # of each lost connection the recipes and pika would tell, and it is meant
-    planned = plan(FULL, arguments.seed)
+    jobs, faults = plan(FULL, arguments.seed)
     tell = telling()
     with running_by_hand(arguments.broker) as broker:
         if not isinstance(broker, OwnBroker):
@@ -638,9 +590,9 @@ def main() -> None:
                 f"{broker.description} is somebody's, and this run stops and kills its broker:"
                 " unset RABBITMQ_URL, or choose --broker=docker or --broker=local"
             )
-        report = Trial(broker, tell, arguments.worker, arguments.server).run(planned)
+        report = Trial(broker, tell, arguments.worker, arguments.server).run(jobs, faults)
     print("\n".join(["", *report.figures()]))
-    wrong = list(report.wrong(len(planned.jobs)))
+    wrong = list(report.wrong(len(jobs)))
     if wrong:
         sys.exit("\n".join(["", *wrong[:20], f"{len(wrong)} wrong, with seed {arguments.seed}"]))
     tell(f"all as it should be, with seed {arguments.seed}")
