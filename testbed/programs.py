@@ -1,6 +1,7 @@
 """The tutorial's programs, many at once: their names, how they are started, what they print."""
 
 import contextlib
+import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -35,10 +36,18 @@ class Programs(contextlib.ExitStack):
         self.printed: list[tuple[float, Terminal, str]] = []
         self.push(self._show_what_failed)
 
-    def start(self, *command: str, url: str = "", name: str = "", merge: bool = False) -> Terminal:
+    def start(
+        self,
+        *command: str,
+        url: str = "",
+        name: str = "",
+        merge: bool = False,
+        stdout: int = subprocess.PIPE,
+    ) -> Terminal:
         """Start a program, which reaches the broker, or the one at another address."""
         name = name or str(len(self.started) + 1)
-        terminal = Terminal(name, url or self.broker.url, self.echo, *command, merge=merge)
+        url = url or self.broker.url
+        terminal = Terminal(name, url, self.echo, *command, merge=merge, stdout=stdout)
         self.started.append(terminal)
         self.callback(terminal.wait)
         self.callback(terminal.process.kill)

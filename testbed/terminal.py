@@ -73,6 +73,7 @@ class Terminal:
         echo: Echo,
         *command: str,
         merge: bool = False,
+        stdout: int = subprocess.PIPE,
     ) -> None:
         """Start `command`, such as "part_2/new_task.py", "First task.".
 
@@ -82,6 +83,7 @@ class Terminal:
             echo: Is called with this terminal and each line, as it is printed.
             command: A script's path from the repository on, and its arguments.
             merge: Whether its errors come with its output, in the order in which both are printed.
+            stdout: Where its output goes, if that is not to be seen here: a file descriptor.
         """
         self.name = name
         # Arguments need not be UTF-8, while this is for showing.
@@ -96,7 +98,7 @@ class Terminal:
             cwd=REPOSITORY,
             env=script_environment(url),
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
+            stdout=stdout,
             stderr=subprocess.STDOUT if merge else subprocess.PIPE,
             encoding="utf-8",
             errors="backslashreplace",

@@ -29,7 +29,9 @@ PRODUCERS = (*SENDERS, CLIENT)
 CONSUMERS = (*VIEWERS, *SERVICES)
 SCRIPTS = (*PRODUCERS, *CONSUMERS)
 #: One of each kind, for what they have from a command line that is the same in all.
-ONE_OF_EACH = ("part_1/sender.py", NEW_TASK, CLIENT, "part_4/receive_logs_direct.py", *SERVICES)
+PRODUCER_OF_EACH = ("part_1/sender.py", NEW_TASK, CLIENT)
+CONSUMER_OF_EACH = ("part_4/receive_logs_direct.py", *SERVICES)
+ONE_OF_EACH = (*PRODUCER_OF_EACH, *CONSUMER_OF_EACH)
 
 SOURCES = {script: (REPOSITORY / script).read_text(encoding="utf-8") for script in SCRIPTS}
 

@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 from itertools import product
+from pathlib import Path
 from types import ModuleType
 from unittest import mock
 
@@ -23,7 +24,7 @@ from part_6.rpc_client import FibonacciRpcClient, RpcError
 from testbed.broker import Broker
 from testbed.programs import CLIENT, SERVER
 from tests.conftest import Run
-from tests.scripts import SCRIPTS, command
+from tests.scripts import SCRIPTS, WITH_KEY, command
 from tests.test_scripts import NO_ADDRESS, NO_ADDRESSES
 from tools.faults import fibonacci
 
@@ -149,6 +150,7 @@ ARGUMENTS = st.lists(
 @example(script=CLIENT, arguments=["--timeout=inf"])
 @example(script=CLIENT, arguments=["--timeout=0"])
 @example(script=CLIENT, arguments=["9" * 5000])
+@example(script=CLIENT, arguments=["--nonsense"])
 def test_arguments_are_taken_or_refused_with_the_usage(script: str, arguments: list[str]) -> None:
     result, printed = run_in_process(MODULES[script], "amqp://rabbit.example", arguments)
     if isinstance(result, pika.URLParameters):
@@ -158,6 +160,21 @@ def test_arguments_are_taken_or_refused_with_the_usage(script: str, arguments: l
     else:
         assert result == 2
         assert printed.startswith("usage: ")
+
+
+def test_help_says_how_to_call_it() -> None:
+    for script in SCRIPTS:
+        code, said = run_in_process(MODULES[script], "amqp://rabbit.example", ["--help"])
+        assert code == 0
+        assert f"python {script}" in said
+        partners = [Path(other) for other in SCRIPTS if Path(other).parent == Path(script).parent]
+        assert [partner.name for partner in partners if partner.name not in said] == []
+
+
+def test_a_script_that_needs_a_key_says_so() -> None:
+    for script in WITH_KEY:
+        code, said = run_in_process(MODULES[script], "amqp://rabbit.example", [])
+        assert (code, said.partition(" ")[0]) == (2, "usage:")
 
 
 BODIES = st.binary(max_size=30) | st.text("0123456789", max_size=7).map(str.encode)

@@ -32,13 +32,14 @@ from testbed.waiting import wait_until
 from tests.conftest import Run, Variant
 from tests.network import Network
 from tests.scripts import (
+    CONSUMER_OF_EACH,
     CONSUMERS,
     DONE,
     ONE_OF_EACH,
+    PRODUCER_OF_EACH,
     PRODUCERS,
     QUEUE_OF,
     SCRIPTS,
-    SENDERS,
     SERVICES,
     SOURCES,
     VIEWERS,
@@ -127,20 +128,8 @@ COMMAND_LINE = (
 )
 # In this order, so that a reader sees at once what is new in the next part.
 ORDER = (ast.Import | ast.ImportFrom, ast.Assign, ast.FunctionDef | ast.ClassDef)
-MOST_LINES = {
-    "part_1/sender.py": 56,
-    "part_1/receive.py": 66,
-    "part_2/new_task.py": 80,
-    "part_2/worker.py": 119,
-    "part_3/emit_log.py": 58,
-    "part_3/receive_logs.py": 70,
-    "part_4/emit_log_direct.py": 59,
-    "part_4/receive_logs_direct.py": 73,
-    "part_5/emit_log_topic.py": 59,
-    "part_5/receive_logs_topic.py": 74,
-    "part_6/rpc_client.py": 165,
-    "part_6/rpc_server.py": 136,
-}
+#: Of all scripts together, blank ones too: a reader reads each of them.
+MOST_LINES = 1015
 
 
 def test_messaging_comes_first_and_then_the_command_line() -> None:
@@ -158,7 +147,7 @@ def test_messaging_comes_first_and_then_the_command_line() -> None:
             "def main() -> None:",
             "if __name__ == '__main__':",
         ]
-        assert len(source.splitlines()) <= MOST_LINES[script], script
+    assert sum(len(source.splitlines()) for source in SOURCES.values()) <= MOST_LINES
 
 
 def test_the_command_line_has_the_same_words_in_all() -> None:
@@ -193,17 +182,6 @@ def test_pika_is_called_with_keywords() -> None:
 # Called in any way.
 
 
-def test_help_says_how_to_call_it(run: Run, unused_port: int) -> None:
-    nobody = address(f"localhost:{unused_port}")
-    for script, terminal in [(script, run(script, "--help", url=nobody)) for script in SCRIPTS]:
-        assert terminal.wait() == 0
-        said = "\n".join(terminal.out)
-        assert f"python {script}" in said
-        partners = [other for other in SCRIPTS if Path(other).parent == Path(script).parent]
-        assert [partner for partner in partners if Path(partner).name not in said] == []
-        assert terminal.error == []
-
-
 def test_uv_runs_the_bare_file(tmp_path: Path) -> None:
     # setup.sh had uv get pika into this folder.
     environment = script_environment("") | {"UV_CACHE_DIR": f"{sys.prefix}/uv"}
@@ -214,12 +192,11 @@ def test_uv_runs_the_bare_file(tmp_path: Path) -> None:
 
 
 def test_wrong_arguments(run: Run) -> None:
-    wrong = [run(*command(script), "--nonsense") for script in ONE_OF_EACH]
-    missing = [run(script) for script in WITH_KEY]
-    for terminal in (*wrong, *missing, run(CLIENT, "--timeout=nan"), run(CLIENT, "9" * 5000)):
-        assert terminal.wait() == 2
-        assert terminal.out == []
-        assert terminal.error[0].startswith("usage: ")
+    # tests/test_any_input.py tries many in each script, within one process.
+    terminal = run(CLIENT, "--timeout=nan")
+    assert terminal.wait() == 2
+    assert terminal.out == []
+    assert terminal.error[0].startswith("usage: ")
 
 
 def test_an_argument_that_is_not_text_is_refused(run: Run) -> None:
@@ -271,9 +248,7 @@ NO_ADDRESSES = (
 
 def test_what_is_no_address(run: Run) -> None:
     # tests/test_any_input.py tries all of them in each script, within one process.
-    for terminal in [
-        run(*command(script), url=url) for script, url in zip(SCRIPTS, NO_ADDRESSES, strict=False)
-    ]:
+    for terminal in [run(*command(script), url=NO_ADDRESSES[9]) for script in CONSUMER_OF_EACH]:
         fails_with_one_line(terminal)
         assert (terminal.out, terminal.error) == ([], [NO_ADDRESS])
 
@@ -282,12 +257,12 @@ def test_what_is_no_address(run: Run) -> None:
 
 
 def test_no_broker_takes_the_connection(run: Run, broker: Broker, unused_port: int) -> None:
-    for host, clue in (
-        (f"localhost:{unused_port}", "Connection refused"),
-        ("nowhere.invalid", "gaierror"),
-        (host_of(broker), "ACCESS_REFUSED"),  # the password is wrong
+    for host, scripts, clue in (
+        (f"localhost:{unused_port}", ONE_OF_EACH, "Connection refused"),
+        ("nowhere.invalid", PRODUCER_OF_EACH, "gaierror"),
+        (host_of(broker), CONSUMER_OF_EACH, "ACCESS_REFUSED"),  # the password is wrong
     ):
-        each_fails_with_one_line(run, address(host), ONE_OF_EACH, clue)
+        each_fails_with_one_line(run, address(host), scripts, clue)
 
 
 def test_the_tls_handshake_is_reset_or_refused(run: Run, broker: Broker) -> None:
@@ -323,7 +298,7 @@ def test_the_virtual_host_is_missing_or_not_the_logins(
 def test_a_login_is_refused_its_permissions(run: Run, own_broker: OwnBroker, limited: str) -> None:
     # To declare a queue or an exchange takes the permission to configure it.
     permit(own_broker, configure="^$", write=".*", read=".*")
-    each_fails_with_one_line(run, limited, SCRIPTS, "ACCESS_REFUSED")
+    each_fails_with_one_line(run, limited, ONE_OF_EACH, "ACCESS_REFUSED")
 
     # Consuming is the last that a consumer does before it says that it waits. It takes the
     # permission to read from the queue; to bind, from the exchange.
@@ -333,7 +308,7 @@ def test_a_login_is_refused_its_permissions(run: Run, own_broker: OwnBroker, lim
 
     # To publish takes the permission to write to the exchange.
     permit(own_broker, configure=".*", write="^$", read=".*")
-    each_fails_with_one_line(run, limited, SENDERS, "ACCESS_REFUSED")
+    each_fails_with_one_line(run, limited, ("part_1/sender.py", NEW_TASK), "ACCESS_REFUSED")
     # RabbitMQ closes the channel of a request that it refuses while the client waits for an answer.
     each_fails_with_one_line(run, limited, (CLIENT,), "a request refused")
 
@@ -415,9 +390,9 @@ def test_a_message_that_pika_cannot_decode(
     monkeypatch.setattr(pika.data, "encode_value", encode_far_time)
     consumers = {
         script: run(without_pauses(tmp_path, script), *command(script)[1:]).expect_ready()
-        for script in CONSUMERS
+        for script in CONSUMER_OF_EACH
     }
-    for script in CONSUMERS:
+    for script in CONSUMER_OF_EACH:
         publish(channel, script, b"1", BasicProperties(headers={"sent": FarTime()}))
     for script, consumer in consumers.items():
         if script in VIEWERS:
@@ -441,45 +416,30 @@ def without_pauses(folder: Path, script: str) -> str:
     return str(program)
 
 
-def test_output_that_cannot_be_written(broker: Broker, channel: Channel) -> None:
+def test_output_that_cannot_be_written(run: Run, broker: Broker, channel: Channel) -> None:
     def start(script: str, output: int, clue: str) -> None:
-        process = subprocess.Popen(
-            [sys.executable, *command(script)],
-            cwd=REPOSITORY,
-            env=script_environment(broker.url),
-            stdout=output,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        started.append((run(*command(script), stdout=output), clue))
         os.close(output)
-        processes.enter_context(process)
-        processes.callback(process.kill)
-        started.append((process, clue))
 
-    started: list[tuple[subprocess.Popen[str], str]] = []
-    with contextlib.ExitStack() as processes:
-        # A file on a disk that is full; the other end of a pipe that has ended, as in `| head -1`;
-        # and a terminal window that was closed.
-        for script in CONSUMERS:
-            start(script, os.open("/dev/full", os.O_WRONLY), "No space left on device")
-            for ends, clue in ((os.pipe, "Broken pipe"), (pty.openpty, "Input/output error")):
-                reading, writing = ends()
-                start(script, writing, clue)
-                with open(reading, "rb", buffering=0) as lines:  # noqa: PTH123 - a file descriptor
-                    assert b"[*] Waiting" in lines.read(1000)
-        for script in SENDERS:  # now, since no consumer could show what they send
-            start(script, os.open("/dev/full", os.O_WRONLY), "No space left on device")
-            reading, writing = os.pipe()
-            os.close(reading)
-            start(script, writing, "Broken pipe")
-        for script in (*CONSUMERS, *CONSUMERS):
-            publish(channel, script, b"1")
-        for process, clue in started:
-            assert process.wait(60) == 1, process.args
-            assert process.stderr
-            (line,) = process.stderr.read().splitlines()
-            assert line.startswith(" [!] ")
-            assert clue in line
+    started: list[tuple[Terminal, str]] = []
+    # A file on a disk that is full; the other end of a pipe that has ended, as in `| head -1`; and
+    # a terminal window that was closed.
+    for script in CONSUMER_OF_EACH:
+        start(script, os.open("/dev/full", os.O_WRONLY), "No space left on device")
+        for ends, clue in ((os.pipe, "Broken pipe"), (pty.openpty, "Input/output error")):
+            reading, writing = ends()
+            start(script, writing, clue)
+            with open(reading, "rb", buffering=0) as lines:  # noqa: PTH123 - a file descriptor
+                assert b"[*] Waiting" in lines.read(1000)
+    for script in ("part_1/sender.py", NEW_TASK):  # now, since no consumer could show what is sent
+        start(script, os.open("/dev/full", os.O_WRONLY), "No space left on device")
+        reading, writing = os.pipe()
+        os.close(reading)
+        start(script, writing, "Broken pipe")
+    for script in (*CONSUMER_OF_EACH, *CONSUMER_OF_EACH):
+        publish(channel, script, b"1")
+    for terminal, clue in started:
+        fails_with_one_line(terminal, clue)
     broker.wait_for_ready("task_queue", 4)  # what could not be shown was not acknowledged
     broker.wait_for_ready("rpc_queue", 2)
 
@@ -497,7 +457,7 @@ def test_an_error_in_the_code_keeps_its_traceback(
     }
     broken = [
         (run(variant(script, beginning(script, entry(script), code)), *command(script)[1:]), error)
-        for script in SCRIPTS
+        for script in ONE_OF_EACH
         for code, error in list(mistakes.items())[: 2 if script in (NEW_TASK, WORKER) else 1]
     ]
     for terminal, error in broken:
@@ -585,7 +545,7 @@ def test_a_network_that_goes_silent(run: Run, broker: Broker) -> None:
     with Network(broker.url) as network:
         # pika looks for heartbeats 5 s after one is due; a minute is what RabbitMQ proposes.
         url = f"{network.url}?heartbeat=1"
-        consumers = {s: run(*command(s), url=url).expect_ready() for s in CONSUMERS}
+        consumers = {s: run(*command(s), url=url).expect_ready() for s in CONSUMER_OF_EACH}
         network.mode = "silent"
         each_fails_with_one_line(
             run, f"{network.url}?stack_timeout=1", ONE_OF_EACH, "AMQPConnectorStackTimeout"
@@ -686,17 +646,17 @@ def test_a_connection_is_used_by_one_thread(
 ) -> None:
     program = tmp_path / "one_thread.py"
     program.write_text(ONE_THREAD)
-    consumers = {s: run(str(program), *command(s)).expect_ready() for s in CONSUMERS}
-    assert run(str(program), CLIENT).expect("832040").wait() == 0
-    for script in SENDERS:
-        sender = run(str(program), *command(script))
-        assert sender.wait() == 0
-        assert sender.error == []
-    for consumer in consumers.values():
-        consumer.expect("fib(30)" if consumer is consumers[SERVER] else "Hello World!")
-        consumer.terminate()
-        consumer.wait()
-        assert consumer.error == []
+    # The other scripts have no second thread.
+    services = {s: run(str(program), s).expect_ready() for s in SERVICES}
+    for terminal in [run(str(program), script) for script in (CLIENT, NEW_TASK)]:
+        assert terminal.wait() == 0
+        assert terminal.error == []
+    services[SERVER].expect("fib(30)")
+    services[WORKER].expect("Done")
+    for service in services.values():
+        service.terminate()
+        assert service.wait() == 0
+        assert service.error == []
 
 
 # How long a sender waits.

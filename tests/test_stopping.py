@@ -22,9 +22,10 @@ from testbed.waiting import wait_until
 from tests.conftest import Run, Variant
 from tests.network import Mode, Network
 from tests.scripts import (
-    CONSUMERS,
+    CONSUMER_OF_EACH,
     DONE,
     FINISHING,
+    PRODUCER_OF_EACH,
     PRODUCERS,
     QUEUE_OF,
     SCRIPTS,
@@ -91,12 +92,10 @@ def test_while_waiting_for_a_confirm_or_an_answer(
             ends_at_once(terminal, number)
 
 
-@SIGNALS
-def test_a_viewer_ends_quietly(run: Run, broker: Broker, number: signal.Signals) -> None:
+def test_a_viewer_ends_quietly(run: Run, broker: Broker) -> None:
     viewers = [run(*command(script)).expect_ready() for script in VIEWERS]
-    for viewer in viewers:
+    for viewer, number in zip(viewers, cycle(BOTH), strict=False):
         viewer.process.send_signal(number)
-    for viewer in viewers:
         ends_at_once(viewer, number)
         assert len(viewer.out) == 1
 
@@ -116,8 +115,7 @@ def test_an_idle_service(run: Run, broker: Broker, number: signal.Signals) -> No
     assert [broker.consumers(QUEUE_OF[script]) for script in SERVICES] == [0, 0]
 
 
-@SIGNALS
-@pytest.mark.parametrize("prefetch_count", [1, 10])
+@pytest.mark.parametrize(("number", "prefetch_count"), [(BOTH[0], 1), (BOTH[1], 10)])
 def test_a_service_at_work_finishes_its_task_and_takes_no_more(
     run: Run,
     broker: Broker,
@@ -222,7 +220,7 @@ def test_as_process_1(run: Run, broker: Broker, channel: Channel, variant: Varia
         script.terminate()
 
     consumers = {}
-    for script in CONSUMERS:
+    for script in CONSUMER_OF_EACH:
         path = variant(script, at_work(script, 1)) if script in SERVICES else script
         consumers[script] = run("-c", AS_PROCESS_1, path, *command(script)[1:])
     for script, consumer in consumers.items():
@@ -237,7 +235,8 @@ def test_as_process_1(run: Run, broker: Broker, channel: Channel, variant: Varia
         assert (" [x] Done" in consumer.out) == (script == WORKER)
     with Network(broker.url, mode="silent") as network:
         producers = [
-            run("-c", AS_PROCESS_1, *command(script), url=network.url) for script in PRODUCERS
+            run("-c", AS_PROCESS_1, *command(script), url=network.url)
+            for script in PRODUCER_OF_EACH
         ]
         wait_until(lambda: network.accepted == len(producers), "all to be connecting")
         for producer in producers:
@@ -246,7 +245,7 @@ def test_as_process_1(run: Run, broker: Broker, channel: Channel, variant: Varia
     assert [broker.ready(QUEUE_OF[script]) for script in SERVICES] == [0, 0]
 
 
-def test_output_that_nobody_reads(broker: Broker, channel: Channel) -> None:
+def test_output_that_nobody_reads(run: Run, broker: Broker, channel: Channel) -> None:
     def is_stuck(pipe: int, queue: str) -> bool:
         """Return whether the pipe is full, and twenty looks see nothing taken from the queue."""
         return (
@@ -254,7 +253,7 @@ def test_output_that_nobody_reads(broker: Broker, channel: Channel) -> None:
             and len({broker.ready(queue) for _ in range(20)}) == 1
         )
 
-    def has_ended_when_told(process: subprocess.Popen[bytes]) -> bool:
+    def has_ended_when_told(process: subprocess.Popen[str]) -> bool:
         if process.poll() is None:
             process.terminate()  # a service waits for its output at the first: it cannot finish
         return process.poll() is not None
@@ -264,14 +263,7 @@ def test_output_that_nobody_reads(broker: Broker, channel: Channel) -> None:
             reading, writing = os.pipe()
             for end in (reading, writing):
                 ends.callback(os.close, end)
-            process = subprocess.Popen(
-                [sys.executable, script],
-                cwd=REPOSITORY,
-                env=script_environment(broker.url),
-                stdout=writing,
-            )
-            ends.enter_context(process)
-            ends.callback(process.kill)
+            process = run(script, stdout=writing).process
             assert b"[*] Waiting" in os.read(reading, 1000)
             for _ in range(3000):
                 publish(channel, script, bytes(200) if script != SERVER else b"\xff" * 20)
@@ -286,23 +278,17 @@ def test_who_reads_the_output_goes_first(
     run: Run, broker: Broker, channel: Channel, variant: Variant
 ) -> None:
     # Ctrl+C in `worker.py | tee log` ends tee, too. The task is finished all the same.
-    with subprocess.Popen(
-        [sys.executable, variant(WORKER, at_work(WORKER, 1))],
-        cwd=REPOSITORY,
-        env=script_environment(broker.url),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    ) as worker:
-        assert worker.stdout
-        assert worker.stderr
-        assert b"[*] Waiting" in worker.stdout.readline()
+    reading, writing = os.pipe()
+    worker = run(variant(WORKER, at_work(WORKER, 1)), stdout=writing)
+    os.close(writing)
+    with open(reading) as lines:  # noqa: PTH123 - a file descriptor
+        assert "[*] Waiting" in lines.readline()
         publish(channel, WORKER, b"1")
-        while b"at work" not in worker.stdout.readline():
+        while "at work" not in lines.readline():
             pass
-        worker.stdout.close()
-        worker.send_signal(signal.SIGINT)
-        finishing, gone = worker.stderr.read().decode().splitlines()
-        assert worker.wait() == 1
+    worker.ctrl_c()
+    assert worker.wait() == 1
+    finishing, gone = worker.error
     assert finishing == FINISHING[WORKER]
     assert "BrokenPipeError" in gone
     publish(channel, WORKER, b"2")
