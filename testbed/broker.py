@@ -17,8 +17,8 @@ from testbed.waiting import wait_until
 # All that the scripts declare by name. A test finds none of it, and none of it is left behind.
 QUEUES = ("hello", "task_queue", "rpc_queue")
 EXCHANGES = ("logs", "direct_logs", "topic_logs")
-# What the recipes declare; in the fault run a task is tried again after a second.
-OF_RECIPES = ("jobs", "jobs.failed", *(f"jobs.retry.{delay}s" for delay in (1, 5, 30, 180)))
+# What the recipes declare; in tests and the fault run a task is tried again after a second or two.
+OF_RECIPES = ("jobs", "jobs.failed", *(f"jobs.retry.{delay}s" for delay in (1, 2, 5, 30, 180)))
 
 # What pika raises where no broker takes a connection.
 NO_CONNECTION = (AMQPConnectionError, AMQPConnectorException, OSError)

@@ -8,6 +8,9 @@ import trustme
 # How often a queue reports its counts to the management plugin. By default every 5 s.
 _STATISTICS_INTERVAL_MS = 100
 
+#: More than all that is sent, but for what is to be refused; by default it is 128 MB, or 16.
+MAX_MESSAGE_SIZE = 2_000_000
+
 # RabbitMQ 4.3 refuses the queue of Part I by default; earlier versions do not know the setting, or
 # permit it anyway. An advanced.config may name what a version does not know, a rabbitmq.conf not.
 _PERMITTED = "#{transient_nonexcl_queues => true}"
@@ -46,6 +49,7 @@ def rabbitmq_conf(tls_folder: str) -> str:
     """
     return (
         f"collect_statistics_interval = {_STATISTICS_INTERVAL_MS}\n"
+        f"max_message_size = {MAX_MESSAGE_SIZE}\n"
         f"ssl_options.cacertfile = {tls_folder}/authority.pem\n"
         f"ssl_options.certfile = {tls_folder}/certificate.pem\n"
         f"ssl_options.keyfile = {tls_folder}/key.pem\n"

@@ -8,6 +8,7 @@ from pika.adapters.blocking_connection import BlockingChannel as Channel
 
 from testbed.programs import CLIENT, NEW_TASK, SERVER, WORKER
 from testbed.terminal import REPOSITORY
+from testbed.waiting import wait_until
 
 SENDERS = (
     "part_1/sender.py",
@@ -73,6 +74,35 @@ def publish(
         routing_key=queue or "some.key",
         body=body,
         properties=properties or BasicProperties(reply_to="nobody"),
+    )
+
+
+def take(channel: Channel, queue: str, *, auto_ack: bool = True) -> tuple[BasicProperties, bytes]:
+    """Take a message out of the queue as soon as there is one; return its properties and body."""
+
+    def get() -> tuple[BasicProperties, bytes] | None:
+        _, properties, body = channel.basic_get(queue=queue, auto_ack=auto_ack)
+        return None if properties is None or body is None else (properties, body)
+
+    message = wait_until(get, f"a message in {queue}")
+    assert message
+    return message
+
+
+def take_request(channel: Channel, *, auto_ack: bool = True) -> BasicProperties:
+    """Take a request out of its queue, as a server does, and return its properties."""
+    return take(channel, QUEUE_OF[SERVER], auto_ack=auto_ack)[0]
+
+
+def answer(
+    channel: Channel, request: BasicProperties, body: bytes, kind: str | None = None
+) -> None:
+    """Answer a request, as rpc_server.py does."""
+    channel.basic_publish(
+        exchange="",
+        routing_key=str(request.reply_to),
+        body=body,
+        properties=BasicProperties(correlation_id=request.correlation_id, type=kind),
     )
 
 

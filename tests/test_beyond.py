@@ -14,6 +14,7 @@ from pika.spec import BasicProperties
 from testbed.broker import Broker, OwnBroker
 from testbed.programs import NEW_TASK, WORKER
 from testbed.programs import TASK_QUEUE as QUEUE
+from testbed.settings import MAX_MESSAGE_SIZE
 from testbed.terminal import REPOSITORY
 from testbed.waiting import wait_until
 from tests.conftest import Run, Variant
@@ -225,18 +226,14 @@ def test_a_quorum_queue_gives_a_message_up_from_4_0_on(broker: Broker, channel: 
 
 @pytest.mark.claim("beyond-message-size")
 def test_a_message_that_is_too_large_is_refused(own_broker: OwnBroker) -> None:
-    own_broker.ctl("eval", "application:set_env(rabbit, max_message_size, 1000).")
-    try:
-        with own_broker.channel() as channel:
-            channel.queue_declare(queue=QUEUE, durable=True)
-            channel.confirm_delivery()
-            channel.basic_publish(exchange="", routing_key=QUEUE, body=bytes(1000))
-            words = "PRECONDITION_FAILED - message size 1001 is larger than .* max size 1000"
-            with pytest.raises(ChannelClosedByBroker, match=words) as caught:
-                channel.basic_publish(exchange="", routing_key=QUEUE, body=bytes(1001))
-            assert caught.value.reply_code == 406
-    finally:
-        own_broker.ctl("eval", "application:unset_env(rabbit, max_message_size).")
+    with own_broker.channel() as channel:
+        channel.queue_declare(queue=QUEUE, durable=True)
+        channel.confirm_delivery()
+        channel.basic_publish(exchange="", routing_key=QUEUE, body=bytes(MAX_MESSAGE_SIZE))
+        words = "PRECONDITION_FAILED - message size 2000001 is larger than .* max size 2000000"
+        with pytest.raises(ChannelClosedByBroker, match=words) as caught:
+            channel.basic_publish(exchange="", routing_key=QUEUE, body=bytes(MAX_MESSAGE_SIZE + 1))
+        assert caught.value.reply_code == 406
     assert own_broker.ready(QUEUE) == 1
 
 

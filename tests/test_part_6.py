@@ -19,7 +19,7 @@ from testbed.terminal import Terminal
 from testbed.waiting import wait_until
 from tests.conftest import Run, Variant
 from tests.network import Network
-from tests.scripts import beginning
+from tests.scripts import answer, beginning, take, take_request
 
 # The programs on the way to these two. Each lacks something, which its docstring tells.
 CLIENTS = {number: f"part_6/steps/rpc_client_{number}.py" for number in (1, 2)}
@@ -47,35 +47,6 @@ def channel(channel: Channel) -> Channel:
     """A channel, and the queue of requests, which no server consumes yet."""
     channel.queue_declare(queue=QUEUE, durable=True)
     return channel
-
-
-def take(channel: Channel, queue: str, *, auto_ack: bool = True) -> tuple[BasicProperties, bytes]:
-    """Take a message out of the queue as soon as there is one; return its properties and body."""
-
-    def get() -> tuple[BasicProperties, bytes] | None:
-        _, properties, body = channel.basic_get(queue=queue, auto_ack=auto_ack)
-        return None if properties is None or body is None else (properties, body)
-
-    message = wait_until(get, f"a message in {queue}")
-    assert message
-    return message
-
-
-def take_request(channel: Channel, *, auto_ack: bool = True) -> BasicProperties:
-    """Take a request out of the queue, as a server does, and return its properties."""
-    return take(channel, QUEUE, auto_ack=auto_ack)[0]
-
-
-def answer(
-    channel: Channel, request: BasicProperties, body: bytes, kind: str | None = None
-) -> None:
-    """Answer a request, as rpc_server.py does."""
-    channel.basic_publish(
-        exchange="",
-        routing_key=str(request.reply_to),
-        body=body,
-        properties=BasicProperties(correlation_id=request.correlation_id, type=kind),
-    )
 
 
 @pytest.mark.claim("VI-call")

@@ -5,7 +5,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,20 +17,6 @@ from tests.conftest import Run
 
 PAGE = (REPOSITORY / "recipes/README.md").read_text(encoding="utf-8")
 QUEUES = ["jobs", "jobs.failed", *(f"jobs.retry.{delay}s" for delay in RETRY_DELAYS)]
-
-
-@pytest.fixture(autouse=True)
-def queues(broker: Broker) -> Iterator[None]:
-    """None of the recipes' queues is there, neither before nor after."""
-
-    def delete() -> None:
-        with broker.channel() as channel:
-            for name in QUEUES:
-                channel.queue_delete(queue=name)
-
-    delete()
-    yield
-    delete()
 
 
 def commands(word: str) -> list[str]:

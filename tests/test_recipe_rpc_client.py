@@ -18,6 +18,7 @@ from testbed.broker import Broker, OwnBroker
 from testbed.settings import free_ports
 from testbed.waiting import wait_until
 from tests.conftest import Run, Variant
+from tests.scripts import answer, take_request
 
 SCRIPT, SERVER, QUEUE = "recipes/rpc_client.py", "part_6/rpc_server.py", "rpc_queue"
 FIBONACCI = [0, 1, 1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 144, 233, 377, 610, 987, 1597, 2584, 4181]
@@ -35,27 +36,6 @@ def calling(client: FibonacciRpcClient, threads: int = 8) -> Iterator[ThreadPool
     with client, ThreadPoolExecutor(threads) as pool:
         yield pool
     assert client._answers == {}
-
-
-def take_request(channel: BlockingChannel) -> BasicProperties:
-    """Take a request out of the queue, as a server does, and return its properties."""
-
-    def get() -> BasicProperties | None:
-        return channel.basic_get(queue=QUEUE, auto_ack=True)[1]
-
-    properties = wait_until(get, "a request")
-    assert properties
-    return properties
-
-
-def answer(channel: BlockingChannel, request: BasicProperties, body: bytes) -> None:
-    """Answer a request, as rpc_server.py does."""
-    channel.basic_publish(
-        exchange="",
-        routing_key=str(request.reply_to),
-        body=body,
-        properties=BasicProperties(correlation_id=request.correlation_id),
-    )
 
 
 @pytest.mark.claim("recipe-rpc-threads", "recipe-rpc-reconnects")

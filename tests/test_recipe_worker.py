@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pika
 import pytest
-from pika.adapters.blocking_connection import BlockingChannel
+from pika.adapters.blocking_connection import BlockingChannel as Channel
 
-from recipes.worker import RETRY_DELAYS
 from testbed.broker import Broker, OwnBroker
-from testbed.terminal import REPOSITORY, Terminal, replaced
+from testbed.terminal import REPOSITORY, Terminal
 from testbed.waiting import wait_until
 from tests.conftest import Run
+from tests.scripts import take
 
 QUEUE, FAILED = "jobs", "jobs.failed"
 DELAYS = (1, 2)  # seconds, in place of the minutes that the recipe waits
@@ -66,45 +66,24 @@ Start = Callable[..., Terminal]
 
 
 @pytest.fixture(autouse=True)
-def queues(broker: Broker) -> Iterator[None]:
-    """The queue of tasks is there and empty; and all of the recipe's are deleted in the end."""
-    names = (QUEUE, FAILED, *(f"{QUEUE}.retry.{delay}s" for delay in (*DELAYS, *RETRY_DELAYS)))
-
-    def delete() -> None:
-        with broker.channel() as channel:
-            for name in names:
-                channel.queue_delete(queue=name)
-
-    delete()
+def queue(broker: Broker) -> None:
+    """The queue of tasks is there, and empty."""
     with broker.channel() as channel:
         channel.queue_declare(queue=QUEUE, durable=True)
-    yield
-    delete()
-
-
-@pytest.fixture
-def jobs(queues: None, channel: BlockingChannel) -> BlockingChannel:
-    """A channel of a connection of its own."""
-    return channel
 
 
 @pytest.fixture
 def start(run: Run, tmp_path: Path) -> Start:
     """Start the worker with the work above: `start("--parallel", "4")`.
 
-    `edits` are made in its source first; `more` is run before its main().
+    `more` is run before its main().
     """
     folders = iter(range(100))
 
-    def start(
-        *arguments: str,
-        edits: tuple[tuple[str, str], ...] = (),
-        more: str = "",
-        url: str | None = None,
-    ) -> Terminal:
+    def start(*arguments: str, more: str = "", url: str = "") -> Terminal:
         folder = tmp_path / f"copy_{next(folders)}"
         folder.mkdir()
-        (folder / "worker.py").write_text(replaced(SOURCE, *edits), encoding="utf-8")
+        (folder / "worker.py").write_text(SOURCE, encoding="utf-8")
         program = folder / "program.py"
         program.write_text(PROGRAM.format(folder=str(folder), delays=DELAYS, more=more))
         return run(str(program), *arguments, url=url)
@@ -112,9 +91,7 @@ def start(run: Run, tmp_path: Path) -> Start:
     return start
 
 
-def send(
-    channel: BlockingChannel, *tasks: Mapping[str, object] | bytes, **properties: object
-) -> None:
+def send(channel: Channel, *tasks: Mapping[str, object] | bytes, **properties: object) -> None:
     """Send tasks, or bodies that are none."""
     for task in tasks:
         channel.basic_publish(
@@ -133,37 +110,32 @@ def times(terminal: Terminal, name: str) -> list[float]:
     return [float(line.split()[2]) for line in terminal.out if line.startswith(f"begin {name} ")]
 
 
-def set_aside(channel: BlockingChannel) -> tuple[pika.BasicProperties, bytes]:
-    """Return the next task that was set aside, once there is one."""
-
-    def get() -> tuple[pika.BasicProperties, bytes] | None:
-        _, properties, body = channel.basic_get(queue=FAILED, auto_ack=True)
-        return (properties, body) if properties is not None and body is not None else None
-
-    found = wait_until(get, "a task to be set aside")
-    assert found
-    return found
+def set_aside(channel: Channel) -> tuple[str, pika.BasicProperties, bytes]:
+    """Return the error of the next task that is set aside, its properties and its body."""
+    properties, body = take(channel, FAILED)
+    assert properties.headers
+    return properties.headers["x-error"], properties, body
 
 
 @pytest.mark.claim("recipe-retries", "recipe-set-aside")
 def test_a_task_that_fails_is_tried_again_ever_later_and_then_set_aside(
-    start: Start, jobs: BlockingChannel
+    start: Start, channel: Channel
 ) -> None:
     worker = start().expect_ready()
     send(
-        jobs,
+        channel,
         {"name": "bad", "fail": "no such photo \udc80"},
         message_id="42",
         headers={"mine": 1},
         expiration="60000",
     )
     worker.expect("begin bad", times=3)
-    kept, body = set_aside(jobs)
+    error, kept, body = set_aside(channel)
     first, second, third = times(worker, "bad")
     assert second - first >= DELAYS[0]
     assert third - second >= DELAYS[1]
+    assert error == "try 3: ValueError('no such photo \\udc80')"
     assert kept.headers
-    assert kept.headers["x-error"] == "try 3: ValueError('no such photo \\udc80')"
     assert kept.headers["mine"] == 1
     assert (kept.message_id, kept.expiration, kept.delivery_mode) == ("42", None, 2)
     assert json.loads(body)["name"] == "bad"
@@ -188,7 +160,7 @@ def shovel(own_broker: OwnBroker) -> Iterator[OwnBroker]:
 @pytest.mark.timeout(180)  # rabbitmqctl takes its time on a busy machine
 @pytest.mark.claim("recipe-send-back")
 def test_a_person_sends_back_what_was_set_aside(
-    start: Start, jobs: BlockingChannel, shovel: OwnBroker, tmp_path: Path
+    start: Start, channel: Channel, shovel: OwnBroker, tmp_path: Path
 ) -> None:
     page = (REPOSITORY / "recipes/README.md").read_text(encoding="utf-8")
     (command,) = re.findall(r"^rabbitmqctl (set_parameter .* shovel .*)$", page, re.MULTILINE)
@@ -203,59 +175,51 @@ def test_a_person_sends_back_what_was_set_aside(
         "worker.work = work"
     )
     worker = start(more=more).expect_ready()
-    send(jobs, {"name": "mended", "fail": "once"}, {"name": "bad", "fail": "always"})
+    send(channel, {"name": "mended", "fail": "once"}, {"name": "bad", "fail": "always"})
     wait_until(lambda: shovel.ready(FAILED) == 2, "both to be set aside")
     mended.touch()
     shovel.ctl(*shlex.split(command))
     worker.expect("end mended")
     # It has all its tries again.
     worker.expect("begin bad", times=2 * (1 + len(DELAYS)))
-    kept, _ = set_aside(jobs)
-    assert kept.headers
-    assert kept.headers["x-error"] == "try 3: ValueError('not yet')"
+    assert set_aside(channel)[0] == "try 3: ValueError('not yet')"
 
 
 @pytest.mark.claim("recipe-unrecoverable")
-def test_what_can_never_be_done_is_set_aside_at_once(start: Start, jobs: BlockingChannel) -> None:
+def test_what_can_never_be_done_is_set_aside_at_once(start: Start, channel: Channel) -> None:
     worker = start("--parallel", "1").expect_ready()
     send(
-        jobs,
+        channel,
         b"{not JSON",
         b"\xff\xfe\xfd",
         {"name": "gone", "never": "no such user"},
         expiration="60000",
     )
-    send(jobs, {"name": "next"})
+    send(channel, {"name": "next"})
     worker.expect("end next")
-    errors = []
-    for _ in range(3):
-        kept, _ = set_aside(jobs)
-        assert kept.headers
+    for reason in ("the body is not JSON", "the body is not JSON", "no such user"):
+        error, kept, _ = set_aside(channel)
+        assert error.startswith("try 1: Unrecoverable(")
+        assert reason in error
         assert kept.expiration is None  # it is to be there until somebody looks
-        errors.append(kept.headers["x-error"])
-    assert "try 1: Unrecoverable('the body is not JSON" in errors[0]
-    assert "the body is not JSON" in errors[1]
-    assert "no such user" in errors[2]
     assert len(times(worker, "gone")) == 1
 
 
 @pytest.mark.claim("recipe-import")
-def test_a_worker_that_imports_the_recipe(run: Run, jobs: BlockingChannel, tmp_path: Path) -> None:
+def test_a_worker_that_imports_the_recipe(run: Run, channel: Channel, tmp_path: Path) -> None:
     (tmp_path / "worker.py").write_text(SOURCE, encoding="utf-8")
     (tmp_path / "my_worker.py").write_text(MY_WORKER, encoding="utf-8")
     worker = run(str(tmp_path / "my_worker.py")).expect_ready()
-    send(jobs, {"photo": 42}, {"photos": []})
+    send(channel, {"photo": 42}, {"photos": []})
     worker.expect("resizing 42").expect("Done")
-    kept, _ = set_aside(jobs)
-    assert kept.headers
-    assert kept.headers["x-error"] == "try 1: Unrecoverable('no photo in it')"
+    assert set_aside(channel)[0] == "try 1: Unrecoverable('no photo in it')"
 
 
 @pytest.mark.claim("recipe-poison")
-def test_a_poison_task_holds_up_no_other(start: Start, jobs: BlockingChannel) -> None:
+def test_a_poison_task_holds_up_no_other(start: Start, channel: Channel) -> None:
     # It fails, while its worker does one task at a time.
     worker = start("--parallel", "1").expect_ready()
-    send(jobs, {"name": "poison", "fail": "always"}, *({"name": f"good{n}"} for n in range(5)))
+    send(channel, {"name": "poison", "fail": "always"}, *({"name": f"good{n}"} for n in range(5)))
     worker.expect("end good4")
     assert len(times(worker, "poison")) == 1
     worker.expect("begin poison", times=3)
@@ -263,18 +227,17 @@ def test_a_poison_task_holds_up_no_other(start: Start, jobs: BlockingChannel) ->
 
 
 @pytest.mark.claim("recipe-crash")
-def test_a_task_that_kills_its_worker_is_set_aside_too(start: Start, jobs: BlockingChannel) -> None:
-    send(jobs, {"name": "bomb", "kill": True}, *({"name": f"good{n}"} for n in range(5)))
+def test_a_task_that_kills_its_worker_is_set_aside_too(start: Start, channel: Channel) -> None:
+    send(channel, {"name": "bomb", "kill": True}, *({"name": f"good{n}"} for n in range(5)))
     workers = []
     for _ in range(1 + len(DELAYS)):
         workers.append(start("--parallel", "1"))
         assert workers[-1].wait(20) == -signal.SIGKILL
         assert workers[-1].out[-1].startswith("begin bomb")
     workers.append(start("--parallel", "1").expect_ready())
-    kept, body = set_aside(jobs)
+    error, _, body = set_aside(channel)
     assert json.loads(body)["name"] == "bomb"
-    assert kept.headers
-    assert "worker that had it was lost" in kept.headers["x-error"]
+    assert "worker that had it was lost" in error
     ended = {line for worker in workers for line in worker.out if line.startswith("end")}
     assert ended == {f"end good{n}" for n in range(5)}
 
@@ -285,7 +248,7 @@ KILL = "os.kill(os.getpid(), signal.SIGKILL)"
 @pytest.mark.claim("recipe-none-lost")
 @pytest.mark.parametrize("moment", ["before the retry is published", "before the acknowledgement"])
 def test_a_worker_killed_between_two_tries_loses_nothing(
-    start: Start, jobs: BlockingChannel, moment: str
+    start: Start, channel: Channel, moment: str
 ) -> None:
     wrapped = {
         "before the retry is published": f"lambda *_, **__: {KILL}",
@@ -296,7 +259,7 @@ def test_a_worker_killed_between_two_tries_loses_nothing(
         f"channel.basic_publish = {wrapped[moment]}"
     )
     killed = start(more=more).expect_ready()
-    send(jobs, {"name": "task", "fail": "the first time"}, message_id="7")
+    send(channel, {"name": "task", "fail": "the first time"}, message_id="7")
     assert killed.wait() == -signal.SIGKILL
     successor = start(more="worker.work = lambda task: print('end', task['name'], flush=True)")
     successor.expect("end task")
@@ -343,12 +306,12 @@ def test_none_is_lost_through_kills_and_restarts(
 
 @pytest.mark.claim("recipe-stop")
 def test_told_to_stop_it_finishes_what_it_has_and_takes_no_more(
-    start: Start, jobs: BlockingChannel, broker: Broker, tmp_path: Path
+    start: Start, channel: Channel, broker: Broker, tmp_path: Path
 ) -> None:
     go_first, go = tmp_path / "go_first", tmp_path / "go"
     worker = start("--parallel", "4").expect_ready()
-    send(jobs, *({"name": f"n{n}", "until": str(go if n else go_first)} for n in range(4)))
-    send(jobs, {"name": "later"})
+    send(channel, *({"name": f"n{n}", "until": str(go if n else go_first)} for n in range(4)))
+    send(channel, {"name": "later"})
     worker.expect("begin", times=4)
     worker.terminate()
     worker.expect("Finishing 4 tasks")
@@ -360,15 +323,15 @@ def test_told_to_stop_it_finishes_what_it_has_and_takes_no_more(
     assert sorted(line for line in worker.out if "end" in line) == [f"end n{n}" for n in range(4)]
     assert times(worker, "later") == []
     broker.wait_for_ready(QUEUE, 1)
-    assert jobs.basic_get(queue=QUEUE, auto_ack=True)[2] == b'{"name": "later"}'
+    assert channel.basic_get(queue=QUEUE, auto_ack=True)[2] == b'{"name": "later"}'
 
 
 @pytest.mark.claim("recipe-stop-now")
 def test_the_second_signal_ends_it_at_once(
-    start: Start, jobs: BlockingChannel, broker: Broker, tmp_path: Path
+    start: Start, channel: Channel, broker: Broker, tmp_path: Path
 ) -> None:
     worker = start().expect_ready()
-    send(jobs, {"name": "long", "until": str(tmp_path / "never")})
+    send(channel, {"name": "long", "until": str(tmp_path / "never")})
     worker.expect("begin long").ctrl_c()
     worker.expect("Finishing 1 tasks").ctrl_c()
     assert worker.wait() == 128 + signal.SIGINT
@@ -393,13 +356,13 @@ for kind in (BlockingChannel, BlockingConnection):
 
 
 @pytest.mark.claim("recipe-one-thread")
-def test_one_thread_owns_the_connection(start: Start, jobs: BlockingChannel) -> None:
-    answers = jobs.queue_declare(queue="", exclusive=True).method.queue
+def test_one_thread_owns_the_connection(start: Start, channel: Channel) -> None:
+    answers = channel.queue_declare(queue="", exclusive=True).method.queue
     worker = start(more=WATCH).expect_ready()
-    send(jobs, *({"name": f"n{number}"} for number in range(20)), reply_to=answers)
-    send(jobs, {"name": "bad", "fail": "once"}, {"name": "gone", "never": "no"})
+    send(channel, *({"name": f"n{number}"} for number in range(20)), reply_to=answers)
+    send(channel, {"name": "bad", "fail": "once"}, {"name": "gone", "never": "no"})
     worker.expect("Done", times=20)
-    set_aside(jobs)
+    set_aside(channel)
     worker.terminate()
     assert worker.wait() == 0
     assert [line for line in worker.out if "foreign" in line] == []
@@ -407,27 +370,21 @@ def test_one_thread_owns_the_connection(start: Start, jobs: BlockingChannel) -> 
 
 @pytest.mark.claim("recipe-result")
 def test_the_result_goes_to_where_the_task_asks_for_it(
-    start: Start, jobs: BlockingChannel, broker: Broker
+    start: Start, channel: Channel, broker: Broker
 ) -> None:
-    answers = jobs.queue_declare(queue="", exclusive=True).method.queue
+    answers = channel.queue_declare(queue="", exclusive=True).method.queue
     worker = start().expect_ready()
-    send(jobs, {"name": "abc"}, reply_to=answers, correlation_id="17")
-
-    def answer() -> tuple[str | None, bytes] | None:
-        _, properties, body = jobs.basic_get(queue=answers, auto_ack=True)
-        return (properties.correlation_id, body) if properties and body else None
-
-    assert wait_until(answer, "the result") == ("17", b'"ABC"')
+    send(channel, {"name": "abc"}, reply_to=answers, correlation_id="17")
+    properties, result = take(channel, answers)
+    assert (properties.correlation_id, result) == ("17", b'"ABC"')
 
     # Whoever asked is gone, or its queue is full: the task is done all the same, or tried again.
-    send(jobs, {"name": "nobody"}, reply_to="nobody")
+    send(channel, {"name": "nobody"}, reply_to="nobody")
     worker.expect("Nobody waits for the result").expect("Done", times=2)
     full = {"x-max-length": 0, "x-overflow": "reject-publish"}
-    answers = jobs.queue_declare(queue="", exclusive=True, arguments=full).method.queue
-    send(jobs, {"name": "full"}, reply_to=answers)
-    kept, _ = set_aside(jobs)
-    assert kept.headers
-    assert "NackError" in kept.headers["x-error"]
+    answers = channel.queue_declare(queue="", exclusive=True, arguments=full).method.queue
+    send(channel, {"name": "full"}, reply_to=answers)
+    assert "NackError" in set_aside(channel)[0]
     assert len(times(worker, "full")) == 1 + len(DELAYS)
 
 
@@ -458,10 +415,10 @@ def test_a_connection_lost_during_tasks(
 
 @pytest.mark.claim("recipe-long-task")
 def test_tasks_may_take_longer_than_the_heartbeat(
-    start: Start, jobs: BlockingChannel, broker: Broker
+    start: Start, channel: Channel, broker: Broker
 ) -> None:
     work = "worker.work = lambda task: (time.sleep(9), print('end', task['name'], flush=True))"
     worker = start(more=work, url=f"{broker.url}?heartbeat=2").expect_ready()
-    send(jobs, {"name": "a"}, {"name": "b"})
+    send(channel, {"name": "a"}, {"name": "b"})
     worker.expect("Done", times=2)
     assert [line for line in worker.error if "[!]" in line] == []
