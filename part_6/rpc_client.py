@@ -115,7 +115,7 @@ class FibonacciRpcClient:
         if answer:
             return
         if isinstance(method, Basic.Return):
-            answer.append(RpcError(f"there is no queue {QUEUE!r}: no server has run yet"))
+            answer.append(RpcError(f"there is no queue {QUEUE!r}, so no server to answer"))
         elif properties.type == "error":
             answer.append(RpcError(body.decode(errors="replace")))
         else:
