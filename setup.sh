@@ -77,10 +77,12 @@ if [ ! -e .venv/ready-dev ] || [ -n "$(find pyproject.toml -newer .venv/ready-de
     python=${PYTHON:-python3}
     "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
         fail "$python is not Python 3.11 or later; name one: make PYTHON=/path/to/python3.12 ..."
-    echo "setup: making .venv and installing the packages that pyproject.toml names"
+    echo "setup: installing the packages that pyproject.toml names, into .venv"
     # Debian packs venv apart, and says so only when a virtual environment is made.
     "$python" -c 'import ensurepip' 2>/dev/null || install_package python3-venv python
-    "$python" -m venv --clear .venv
+    # One that the README's reader has made is kept, with all that is in it.
+    version="import sys; print(sys.version_info[:2])"
+    [ "$(.venv/bin/python -c "$version" 2>/dev/null)" = "$("$python" -c "$version")" ] || "$python" -m venv --clear .venv
     # Dependency groups need pip 25.1.
     .venv/bin/python -m pip install -qq --disable-pip-version-check --upgrade 'pip>=25.1'
     install_group dev

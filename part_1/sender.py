@@ -25,7 +25,7 @@ def send(parameters: pika.URLParameters, message: str) -> None:
     with pika.BlockingConnection(parameters) as connection, connection.channel() as channel:
         channel.queue_declare(queue=QUEUE)
         channel.basic_publish(exchange="", routing_key=QUEUE, body=message.encode())
-    # Closing waits for RabbitMQ's answer. So it has read the message, which came before.
+    # Closing waits for RabbitMQ's answer. By then RabbitMQ has read the message, too.
     print(f" [x] Sent {message!r}")
 
 

@@ -12,7 +12,7 @@ import re
 import signal
 import sys
 from argparse import ArgumentParser, RawTextHelpFormatter
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 
 import pika
 from pika.adapters.utils.connection_workflow import AMQPConnectorException
@@ -23,11 +23,11 @@ QUEUE = "task_queue"
 
 def send(parameters: pika.URLParameters, task: str) -> None:
     """Return once RabbitMQ has confirmed the task. After an error it may be sent or not."""
-    connected: Future[None] = Future()
+    thread = ThreadPoolExecutor(max_workers=1)  # it owns the connection, and we can give up
+    connection = thread.submit(pika.BlockingConnection, parameters).result()
 
     def publish() -> None:
-        with pika.BlockingConnection(parameters) as connection, connection.channel() as channel:
-            connected.set_result(None)
+        with connection, connection.channel() as channel:
             channel.confirm_delivery()  # from here on basic_publish waits for RabbitMQ's confirm
             channel.queue_declare(queue=QUEUE, durable=True)  # durable: it survives a restart,
             channel.basic_publish(
@@ -39,11 +39,9 @@ def send(parameters: pika.URLParameters, task: str) -> None:
                 mandatory=True,  # an error, rather than a task lost, should the queue be gone
             )
 
-    # pika itself waits for a confirm for ever. So another thread publishes, and we wait for that.
-    confirmed = ThreadPoolExecutor(max_workers=1).submit(publish)
-    wait([connected, confirmed], return_when=FIRST_COMPLETED)  # connecting has its own limits
-    try:
-        confirmed.result(timeout=max(30, 1 + (parameters.blocked_connection_timeout or 0)))
+    try:  # pika itself waits for a confirm for ever
+        limit = max(30, 1 + (parameters.blocked_connection_timeout or 0))  # seconds
+        thread.submit(publish).result(timeout=limit)
     except TimeoutError:
         raise TimeoutError("no confirm in time: the task may have been sent or not") from None
     except pika.exceptions.NackError:

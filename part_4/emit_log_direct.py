@@ -25,7 +25,7 @@ def emit(parameters: pika.URLParameters, severity: str, message: str) -> None:
     with pika.BlockingConnection(parameters) as connection, connection.channel() as channel:
         channel.exchange_declare(exchange=EXCHANGE, exchange_type="direct")
         channel.basic_publish(exchange=EXCHANGE, routing_key=severity, body=message.encode())
-    # Closing waits for RabbitMQ's answer. So it has read the message, which came before.
+    # Closing waits for RabbitMQ's answer. By then RabbitMQ has read the message, too.
     print(f" [x] Sent {severity}:{message!r}")
 
 

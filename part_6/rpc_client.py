@@ -16,7 +16,6 @@ import sys
 import time
 import uuid
 from argparse import ArgumentParser, RawTextHelpFormatter
-from concurrent.futures import Future
 from typing import Self
 
 import pika
@@ -43,7 +42,7 @@ class FibonacciRpcClient:
 
     def __init__(self, parameters: pika.URLParameters) -> None:
         self.parameters, self.process = parameters, os.getpid()
-        self.requests: dict[str, tuple[float, Future[bytes]]] = {}  # by id: deadline, and answer
+        self.requests: dict[str, tuple[float, list[bytes | RpcError]]] = {}  # id: deadline, answer
         self.connect()
 
     def connect(self) -> None:
@@ -87,14 +86,14 @@ class FibonacciRpcClient:
         self.channel.basic_publish(  # mandatory: if there is no queue, it comes back to on_answer
             exchange="", routing_key=queue, body=body, properties=properties, mandatory=True
         )
-        self.requests[correlation_id] = time.monotonic() + timeout, Future()
+        self.requests[correlation_id] = time.monotonic() + timeout, []
         return correlation_id
 
     def result(self, correlation_id: str) -> int:
         """Wait for the answer to that request, and return or raise as `call` does."""
         deadline, answer = self.requests[correlation_id]
         try:
-            while not answer.done():
+            while not answer:
                 if (left := deadline - time.monotonic()) <= 0:
                     raise TimeoutError("no answer in time: no server runs, or all are busy")
                 if self.channel.is_closed or not self.channel.consumer_tags:
@@ -102,7 +101,8 @@ class FibonacciRpcClient:
                 self.connection.process_data_events(time_limit=left)
         finally:
             del self.requests[correlation_id]  # an answer that comes later is ignored
-        number = answer.result()
+        if isinstance(number := answer[0], RpcError):
+            raise number
         if not number.isdigit() or len(number) > 4300:  # int() refuses more digits
             raise RpcError(f"the answer is no number: {number[:20]!r}")
         return int(number)
@@ -111,15 +111,15 @@ class FibonacciRpcClient:
         self, _: BlockingChannel, method: object, properties: BasicProperties, body: bytes
     ) -> None:
         """Keep the first answer to a request under way, or its return, and ignore all others."""
-        answer = self.requests.get(properties.correlation_id, (0, Future()))[1]  # or nobody's
-        if answer.done():
+        answer = self.requests.get(properties.correlation_id, (0, [b"nobody's"]))[1]
+        if answer:
             return
         if isinstance(method, Basic.Return):
-            answer.set_exception(RpcError(f"there is no queue {QUEUE!r}: no server has run yet"))
+            answer.append(RpcError(f"there is no queue {QUEUE!r}, so no server to answer"))
         elif properties.type == "error":
-            answer.set_exception(RpcError(body.decode(errors="replace")))
+            answer.append(RpcError(body.decode(errors="replace")))
         else:
-            answer.set_result(body)
+            answer.append(body)
 
 
 def ask(parameters: pika.URLParameters, numbers: list[int], timeout: float) -> None:

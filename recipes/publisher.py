@@ -82,7 +82,8 @@ class Publisher(AbstractContextManager["Publisher"]):
                 raise PublishError("this publisher is closed")
             if not self._thread.ident:
                 self._thread.start()
-            tag = next(reversed(self._messages), self._sent) + 1
+            # The newest message may be settled already, while older ones still wait.
+            tag = 1 + max(self._sent, next(reversed(self._messages), 0))
             self._messages[tag] = message
             if tag == self._sent + 1:  # if others wait to be sent, _send is on its way
                 self._ioloop.add_callback_threadsafe(self._send)

@@ -130,7 +130,7 @@ class FibonacciRpcClient(AbstractContextManager["FibonacciRpcClient"]):
         if not answer:
             return  # it is late, or the second, or was never asked for
         if isinstance(method, Basic.Return):  # the request came back
-            answer.set_exception(RpcError(f"there is no queue {QUEUE!r}: no server has run yet"))
+            answer.set_exception(RpcError(f"there is no queue {QUEUE!r}, so no server to answer"))
         elif properties.type == "error":
             answer.set_exception(RpcError(body.decode(errors="replace")))
         elif not body.isdigit() or len(body) > 4300:  # Python reads no longer number

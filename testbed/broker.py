@@ -185,9 +185,9 @@ class OwnBroker(Broker, ABC):
             self.ctl("set_vm_memory_high_watermark", "0.4")
 
     @contextlib.contextmanager
-    def rejecting(self, queue: str) -> Iterator[None]:
-        """Have that queue reject all but one message meanwhile."""
-        definition = {"max-length": 1, "overflow": "reject-publish"}
+    def rejecting(self, queue: str, room: int = 1) -> Iterator[None]:
+        """Have that queue reject what is more than it has room for meanwhile."""
+        definition = {"max-length": room, "overflow": "reject-publish"}
         policy = {"pattern": f"^{queue}$", "apply-to": "queues", "definition": definition}
         self.management("policies/%2F/full", "PUT", policy)
         try:

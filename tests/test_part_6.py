@@ -200,7 +200,9 @@ def test_nobody_serves(run: Run, broker: Broker) -> None:
     no_queue = run(CLIENT, "--timeout", "60")
     assert no_queue.wait() == 1
     assert time.monotonic() - began < 30
-    assert no_queue.error == [" [!] RpcError: there is no queue 'rpc_queue': no server has run yet"]
+    assert no_queue.error == [
+        " [!] RpcError: there is no queue 'rpc_queue', so no server to answer"
+    ]
 
     with broker.channel() as channel:
         channel.queue_declare(queue=QUEUE, durable=True)

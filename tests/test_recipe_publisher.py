@@ -162,7 +162,7 @@ def test_eight_threads_publish_at_once_and_a_callback_may_publish(broker: Broker
 
 @pytest.mark.claim("recipe-rejected")
 def test_what_a_full_queue_rejects_fails(own_broker: OwnBroker) -> None:
-    with own_broker.rejecting(QUEUE):
+    with own_broker.rejecting(QUEUE, room=5):
         process = program(own_broker)
         _, error = process.communicate(lines(1, 50), timeout=30)
         assert process.returncode == 1
@@ -174,8 +174,35 @@ def test_what_a_full_queue_rejects_fails(own_broker: OwnBroker) -> None:
             for future in futures:
                 with pytest.raises(PublishError, match="rejected"):
                     future.result(30)
-            assert messages(own_broker)
+            assert len(messages(own_broker)) >= 5
             assert publisher.publish(b"room").result(30) is None
+
+
+def publish_after_the_last(publisher: Publisher, number: int) -> tuple[bool, list[object]]:
+    """Publish so many messages, and one more as soon as the last of them is settled.
+
+    Returns:
+        Whether earlier ones still waited at that moment, and what became of each.
+    """
+    futures = [publisher.publish(b"to disk, or rejected") for _ in range(number)]
+    one_more = Future[tuple[bool, Future[None]]]()
+
+    def on_done(_: Future[None]) -> None:
+        earlier_wait = not all(future.done() for future in futures)
+        one_more.set_result((earlier_wait, publisher.publish(b"one more")))
+
+    futures[-1].add_done_callback(on_done)
+    earlier_wait, future = one_more.result(30)
+    return earlier_wait, [each.exception(30) for each in [*futures, future]]
+
+
+@pytest.mark.claim("recipe-rejected")
+def test_one_may_be_rejected_before_earlier_ones_are_confirmed(own_broker: OwnBroker) -> None:
+    earlier_wait = False
+    with own_broker.rejecting(QUEUE, room=5), publisher_of(own_broker) as publisher:
+        while not earlier_wait:
+            earlier_wait, errors = publish_after_the_last(publisher, 40)
+            assert errors.count(None) == len(messages(own_broker))
 
 
 @pytest.mark.claim("recipe-returned")
