@@ -4,7 +4,6 @@ import contextlib
 import signal
 import socket
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pika
@@ -293,7 +292,9 @@ def test_no_task_reported_as_sent_is_lost_when_the_broker_is_killed_outright(
     assert own_broker.ready(QUEUE) == 0
 
 
-def test_a_lost_connection_ends_step_5_and_step_6_connects_again(run: Run, broker: Broker) -> None:
+def test_a_lost_connection_ends_step_5_and_a_signal_step_6(
+    run: Run, broker: Broker, channel: Channel
+) -> None:
     with Network(broker.url) as network:
         ends, comes_back = (run(WORKERS[n], url=network.url).expect_ready() for n in (5, 6))
         network.mode = "reset"
@@ -303,8 +304,12 @@ def test_a_lost_connection_ends_step_5_and_step_6_connects_again(run: Run, broke
         comes_back.expect("Trying again", times=2)
         network.mode = "open"
         comes_back.expect("[*] Waiting", times=2)
-        assert run(NEW_TASK, "task").wait() == 0
-        comes_back.expect("Received 'task'").expect("Done")
+        send(channel, LONG)
+        comes_back.expect("Received")
+        comes_back.terminate()
+        assert comes_back.wait() == -signal.SIGTERM
+        assert comes_back.messages == [f"Received '{LONG}'"]
+    broker.wait_for_ready(QUEUE, 1)
 
 
 @pytest.mark.claim("II-rejected")
@@ -338,18 +343,6 @@ def test_a_task_for_a_queue_that_is_not_there_is_an_error(
     with pytest.raises(UnroutableError):
         new_task.send(pika.URLParameters(broker.url), "task")
     assert capsys.readouterr().out == ""
-
-
-def test_step_3_waits_for_its_confirm_for_ever(run: Run, own_broker: OwnBroker) -> None:
-    with own_broker.blocking_publishers():
-        waiting = run(NEW_TASKS[3], "task")
-        gives_up = run(NEW_TASK, "task", url=f"{own_broker.url}?blocked_connection_timeout=2")
-        assert gives_up.wait() == 1
-        assert len(gives_up.error) == 1
-        assert "Blocked connection timeout expired" in gives_up.error[0]
-        assert waiting.process.poll() is None
-    assert waiting.wait() == 0
-    assert waiting.messages == ["Sent 'task'"]
 
 
 @pytest.mark.claim("II-heartbeat")
@@ -417,18 +410,13 @@ def test_a_task_whose_connection_is_lost_before_the_acknowledgement_is_done_agai
 
 
 @pytest.mark.claim("II-stop")
-@pytest.mark.parametrize("tell", [Terminal.terminate, Terminal.ctrl_c])
 def test_told_to_stop_a_worker_finishes_its_task_and_takes_no_more(
-    run: Run,
-    broker: Broker,
-    channel: Channel,
-    held: tuple[Terminal, Path],
-    tell: Callable[[Terminal], None],
+    run: Run, broker: Broker, channel: Channel, held: tuple[Terminal, Path]
 ) -> None:
     worker, finish = held
     send(channel, "current", "next 1", "next 2")
     worker.expect("Received 'current'")
-    tell(worker)
+    worker.terminate()  # tests/test_stopping.py has Ctrl+C, too
     worker.expect("[*] Finishing this task first")
     finish.touch()
     assert worker.wait() == 0
@@ -438,13 +426,3 @@ def test_told_to_stop_a_worker_finishes_its_task_and_takes_no_more(
     broker.wait_for_ready(QUEUE, 2)
     successor = run(WORKER).expect("Done", times=2)
     assert received(successor) == ["next 1", "next 2"]
-
-
-def test_step_6_told_to_stop_drops_its_task(run: Run, broker: Broker, channel: Channel) -> None:
-    worker = run(WORKERS[6]).expect_ready()
-    send(channel, f"task{LONG}")
-    worker.expect("Received")
-    worker.terminate()
-    assert worker.wait() == -signal.SIGTERM
-    assert worker.messages == [f"Received 'task{LONG}'"]
-    broker.wait_for_ready(QUEUE, 1)

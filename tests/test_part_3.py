@@ -1,7 +1,6 @@
 """Publish/Subscribe: the statements of Part III, in the order in which the text makes them."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pika
 import pytest
@@ -12,7 +11,7 @@ from pika.spec import Basic
 
 from part_3 import receive_logs
 from testbed.broker import Broker
-from testbed.terminal import Terminal, into_file
+from testbed.terminal import Terminal
 from testbed.waiting import wait_until
 from tests.conftest import Run
 
@@ -200,19 +199,6 @@ def test_a_queue_gets_messages_as_long_as_it_is_bound(channel: Channel) -> None:
     channel.queue_bind(queue=queue, exchange=EXCHANGE, routing_key="")
     publish(channel, "bound again")
     assert bodies(channel, queue) == ["bound", "bound again"]
-
-
-def test_logs_go_to_a_file_and_to_the_screen_at_once(
-    run: Run, broker: Broker, channel: Channel, tmp_path: Path
-) -> None:
-    screen = run(RECEIVE).expect_ready()
-    log = tmp_path / "logs_from_rabbit.log"
-    with into_file(log, broker.url, RECEIVE) as to_file:
-        wait_until(lambda: "Waiting" in log.read_text(), "the ready line in the file")
-        publish(channel, "message")
-        screen.expect("'message'")
-        wait_until(lambda: "'message'" in log.read_text(), "the message in the file")
-        assert to_file.poll() is None
 
 
 def test_a_message_may_be_anything(run: Run) -> None:

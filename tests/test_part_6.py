@@ -411,21 +411,6 @@ def test_the_second_call_is_right(
             assert client.requests == {}
 
 
-def test_a_request_that_cannot_be_sent_leaves_nothing_behind(run: Run, broker: Broker) -> None:
-    run(SERVER).expect_ready()
-    with Network(broker.url) as network, client_of(network) as client:
-        with pytest.raises(ValueError, match="digits"):
-            client.request(10**5000)
-        with pytest.raises(TimeoutError):
-            client.request(10, timeout=float("nan"))
-        assert client.requests == {}
-        network.cut()
-        with pytest.raises(AMQPError):
-            client.call(10)
-        assert client.requests == {}
-        assert client.call(10) == 55
-
-
 def test_a_lost_connection_is_an_error_of_each_request_under_way(
     broker: Broker, channel: Channel
 ) -> None:

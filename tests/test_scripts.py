@@ -667,11 +667,15 @@ def test_no_sender_waits_for_ever(run: Run, own_broker: OwnBroker, variant: Vari
     hasty = variant(NEW_TASK, ("max(30, ", "max(1, "))
     blocked = dict.fromkeys(PRODUCERS, f"{own_broker.url}?blocked_connection_timeout=1")
     with own_broker.blocking_publishers():
+        forever = run("part_2/steps/new_task_3.py")
         started = [run(*command(script), url=url) for script, url in blocked.items()]
         patient = run(hasty, url=f"{own_broker.url}?blocked_connection_timeout=3")
         for terminal in started:
             fails_with_one_line(terminal, "ConnectionBlockedTimeout")
         fails_with_one_line(patient, "ConnectionBlockedTimeout")
+        assert forever.process.poll() is None
+    assert forever.wait() == 0  # the step before waits for as long as it takes
+    assert forever.messages == ["Sent 'Hello World!'"]
 
 
 def test_the_limit_on_a_confirm_is_for_the_confirm_alone(
