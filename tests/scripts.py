@@ -7,7 +7,7 @@ from pika import BasicProperties
 from pika.adapters.blocking_connection import BlockingChannel as Channel
 
 from testbed.programs import CLIENT, NEW_TASK, SERVER, WORKER
-from testbed.terminal import REPOSITORY
+from testbed.terminal import REPOSITORY, Terminal
 from testbed.waiting import wait_until
 
 SENDERS = (
@@ -104,6 +104,37 @@ def answer(
         body=body,
         properties=BasicProperties(correlation_id=request.correlation_id, type=kind),
     )
+
+
+def fails_with_one_line(terminal: Terminal, *clues: str) -> None:
+    """Assert that a script says in one line on stderr what is wrong, and exits with 1."""
+    assert terminal.wait() == 1, terminal.command
+    assert len(terminal.error) == 1, (terminal.command, terminal.error)
+    assert terminal.error[0].startswith(" [!] ")
+    assert [clue for clue in clues if clue not in terminal.error[0]] == [], terminal.error
+    assert not any("Sent" in line for line in terminal.out)
+
+
+#: What has a program say on stderr when it uses a connection in another thread than made it.
+WATCH_THREADS = """
+import inspect, sys, threading
+from pika.adapters.blocking_connection import BlockingChannel, BlockingConnection
+
+owners = {}
+
+def watched(method):
+    def call(self, *args, **kwargs):
+        owner = owners.setdefault(getattr(self, "connection", self), threading.get_ident())
+        if owner != threading.get_ident():
+            print(method.__name__, "used by another thread", file=sys.stderr, flush=True)
+        return method(self, *args, **kwargs)
+    return call
+
+for kind in (BlockingConnection, BlockingChannel):
+    for name, method in list(vars(kind).items()):
+        if inspect.isfunction(method) and name not in ("__init__", "add_callback_threadsafe"):
+            setattr(kind, name, watched(method))
+"""
 
 
 def beginning(script: str, function: str, statement: str) -> tuple[str, str]:

@@ -18,6 +18,7 @@ from testbed.settings import MAX_MESSAGE_SIZE
 from testbed.terminal import REPOSITORY
 from testbed.waiting import wait_until
 from tests.conftest import Run, Variant
+from tests.scripts import fails_with_one_line
 from tests.test_part_2 import WORK, received, send
 
 # worker.py, with tasks that can fail: each is to be a number.
@@ -56,8 +57,7 @@ def test_a_user_and_a_virtual_host_of_its_own(run: Run, own_broker: OwnBroker) -
         elsewhere.expect("Received")
         assert elsewhere.messages == ["Received 'elsewhere'"]
         stranger = run("part_1/sender.py", url=url.removesuffix("tutorial") + "%2F")
-        assert stranger.wait() == 1
-        assert "NOT_ALLOWED - access to vhost" in stranger.error[0]
+        fails_with_one_line(stranger, "NOT_ALLOWED - access to vhost")
     finally:
         own_broker.management("vhosts/tutorial", "DELETE")
         own_broker.management("users/tutorial", "DELETE")
@@ -69,10 +69,8 @@ def test_tls_with_a_certificate_that_is_trusted_and_one_that_is_not(
 ) -> None:
     for script in (NEW_TASK, WORKER):
         refused = run(script, url=own_broker.tls_url)
-        assert refused.wait() == 1
+        fails_with_one_line(refused, "certificate verify failed")
         assert refused.out == []
-        assert len(refused.error) == 1
-        assert "certificate verify failed" in refused.error[0]
 
     authority = tmp_path / "authority.pem"
     authority.write_bytes(own_broker.authority)
@@ -194,8 +192,7 @@ def test_hello_may_be_transient_until_4_3_and_durable_in_any_version(
     if isinstance(broker, OwnBroker) or version_of(broker) < (4, 3):
         assert sender.wait() == 0
     else:
-        assert sender.wait() == 1
-        assert "transient_nonexcl_queues" in sender.error[0]
+        fails_with_one_line(sender, "transient_nonexcl_queues")
 
 
 @pytest.mark.claim("beyond-delivery-limit")

@@ -14,6 +14,7 @@ from testbed.programs import TASK_QUEUE as QUEUE
 from testbed.terminal import Terminal
 from testbed.waiting import wait_until
 from tests.conftest import Run, Variant
+from tests.scripts import fails_with_one_line
 
 # new_task.py, with each of its arguments as a task of its own.
 SEND_EACH = (
@@ -154,10 +155,7 @@ def test_without_two_of_three_nodes_nothing_is_confirmed_and_nothing_is_lost(
         ("", variant(NEW_TASK, impatient, elsewhere)),
     ):
         sender = run(script, "in vain", url=left.url)
-        assert sender.wait(30) == 1
-        assert sender.out == []
-        assert len(sender.error) == 1
-        assert reason in sender.error[0]
+        fails_with_one_line(sender, reason)
     worker = run(WORKER, url=left.url)
 
     cluster.start()
@@ -187,9 +185,7 @@ def test_queues_that_are_not_replicated_go_with_their_node(run: Run, cluster: Cl
     cluster.kill_nodes(lost)
 
     for receiver in receivers:
-        assert receiver.wait() == 1
-        assert len(receiver.error) == 1
-        assert receiver.error[0].startswith(" [!] StreamLostError")
+        fails_with_one_line(receiver, " [!] StreamLostError")
     wait_until(lambda: not gone & set(cluster.queues()), "the queues to be gone")
     for script, sender in scripts.items():
         again = run(script, *sender[1:-1]).expect_ready()

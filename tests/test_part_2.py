@@ -21,7 +21,7 @@ from testbed.terminal import Terminal
 from testbed.waiting import wait_until
 from tests.conftest import Run, Variant
 from tests.network import Network
-from tests.scripts import FINISHING, beginning
+from tests.scripts import FINISHING, beginning, fails_with_one_line
 
 # The programs on the way to these two. Each lacks something, which its docstring tells.
 NEW_TASKS = {number: f"part_2/steps/new_task_{number}.py" for number in range(1, 4)}
@@ -235,10 +235,7 @@ def test_a_queue_cannot_be_declared_again_with_other_properties(run: Run, channe
     # Each of the two scripts declares task_queue durable: on one that is not, each is refused.
     channel.queue_declare(queue=QUEUE)
     for script in (NEW_TASK, WORKER):
-        refused = run(script)
-        assert refused.wait() == 1
-        assert len(refused.error) == 1
-        assert "PRECONDITION_FAILED - inequivalent arg 'durable'" in refused.error[0]
+        fails_with_one_line(run(script), "PRECONDITION_FAILED - inequivalent arg 'durable'")
 
 
 @pytest.mark.claim("II-transient-lost", "II-durable-restart")
@@ -319,15 +316,11 @@ def test_a_full_queue_rejects_a_task_and_tells_who_asked(run: Run, own_broker: O
         unaware = run(NEW_TASKS[2], "too much")
         assert unaware.wait() == 0
         assert unaware.messages == ["Sent 'too much'"]
-        for script, clue in (
-            (NEW_TASKS[3], "NackError"),
-            (NEW_TASK, "RabbitMQ rejected it: is the queue full?"),
-        ):
-            aware = run(script, "too much")
-            assert aware.wait() == 1
-            assert aware.messages == []
-            assert clue in aware.error[-1]
-        assert len(aware.error) == 1
+        aware = run(NEW_TASKS[3], "too much")
+        assert aware.wait() == 1
+        assert aware.messages == []
+        assert "NackError" in aware.error[-1]
+        fails_with_one_line(run(NEW_TASK, "too much"), "RabbitMQ rejected it: is the queue full?")
     worker = run(WORKER).expect_ready()
     assert run(NEW_TASK, "later").wait() == 0
     worker.expect("Done", times=2)

@@ -15,7 +15,7 @@ from testbed.broker import Broker, OwnBroker
 from testbed.terminal import REPOSITORY, Terminal
 from testbed.waiting import wait_until
 from tests.conftest import Run
-from tests.scripts import take
+from tests.scripts import WATCH_THREADS, take
 
 QUEUE, FAILED = "jobs", "jobs.failed"
 DELAYS = (1, 2)  # seconds, in place of the minutes that the recipe waits
@@ -265,45 +265,6 @@ def test_a_worker_killed_between_two_tries_loses_nothing(
     successor.expect("end task")
 
 
-@pytest.mark.claim("recipe-none-lost")
-@pytest.mark.timeout(180)  # RabbitMQ starts again in it
-def test_none_is_lost_through_kills_and_restarts(
-    start: Start, own_broker: OwnBroker, tmp_path: Path
-) -> None:
-    # Every second task fails the first time that it is tried.
-    more = (
-        f"tried = pathlib.Path({str(tmp_path)!r})\n"
-        "def work(task):\n"
-        "    time.sleep(0.02)\n"
-        "    if task['name'] % 2 and not (tried / str(task['name'])).exists():\n"
-        "        (tried / str(task['name'])).touch()\n"
-        "        raise ValueError('the first time')\n"
-        "    print('end', task['name'], flush=True)\n"
-        "worker.work = work\n"
-        "worker.RETRY_DELAYS = (1, 2, 2, 2)"
-    )
-    number = 200
-    with own_broker.channel() as channel:
-        channel.confirm_delivery()
-        send(channel, *({"name": n} for n in range(number)))
-    workers = [start(more=more), start(more=more)]
-    workers[0].expect("end", times=20)
-    workers[0].kill()
-    workers.append(start(more=more).expect("end", times=5))
-    own_broker.ctl("stop_app")  # RabbitMQ ends in order, in an Erlang that goes on
-    own_broker.ctl("start_app")
-    workers[1].expect("Connection lost")
-    workers[2].expect("Trying again")
-    workers[1].kill()
-    workers.append(start(more=more))
-
-    def done() -> set[str]:
-        lines = (line for worker in workers for line in worker.out)
-        return {line.split()[1] for line in lines if line.startswith("end ")}
-
-    wait_until(lambda: len(done()) == number, "all tasks to be done", seconds=30)
-
-
 @pytest.mark.claim("recipe-stop")
 def test_told_to_stop_it_finishes_what_it_has_and_takes_no_more(
     start: Start, channel: Channel, broker: Broker, tmp_path: Path
@@ -338,34 +299,17 @@ def test_the_second_signal_ends_it_at_once(
     broker.wait_for_ready(QUEUE, 1)
 
 
-# Every method of a connection and its channels says in which thread it is called.
-WATCH = """
-import inspect
-from pika.adapters.blocking_connection import BlockingChannel, BlockingConnection
-def watched(method):
-    def call(*args, **kwargs):
-        if threading.current_thread() is not threading.main_thread():
-            print("foreign", method.__name__, flush=True)
-        return method(*args, **kwargs)
-    return call
-for kind in (BlockingChannel, BlockingConnection):
-    for name, method in list(vars(kind).items()):
-        if inspect.isfunction(method) and name not in ("__init__", "add_callback_threadsafe"):
-            setattr(kind, name, watched(method))
-"""
-
-
 @pytest.mark.claim("recipe-one-thread")
 def test_one_thread_owns_the_connection(start: Start, channel: Channel) -> None:
     answers = channel.queue_declare(queue="", exclusive=True).method.queue
-    worker = start(more=WATCH).expect_ready()
+    worker = start(more=WATCH_THREADS).expect_ready()
     send(channel, *({"name": f"n{number}"} for number in range(20)), reply_to=answers)
     send(channel, {"name": "bad", "fail": "once"}, {"name": "gone", "never": "no"})
     worker.expect("Done", times=20)
     set_aside(channel)
     worker.terminate()
     assert worker.wait() == 0
-    assert [line for line in worker.out if "foreign" in line] == []
+    assert [line for line in worker.error if "used by another thread" in line] == []
 
 
 @pytest.mark.claim("recipe-result")

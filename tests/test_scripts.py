@@ -43,6 +43,7 @@ from tests.scripts import (
     SERVICES,
     SOURCES,
     VIEWERS,
+    WATCH_THREADS,
     WITH_KEY,
     WITH_WORDS,
     WORK_OF,
@@ -50,6 +51,7 @@ from tests.scripts import (
     beginning,
     command,
     entry,
+    fails_with_one_line,
     publish,
 )
 
@@ -60,22 +62,13 @@ SECRET = "pä/ss:w@rd%?#"  # noqa: S105 - of nobody
 NO_ADDRESS = " [!] RABBITMQ_URL is no address. Write amqp://user:password@host:5672/%2F"
 
 
-def fails_with_one_line(terminal: Terminal, *clues: str) -> None:
-    """Assert that a script says in one line on stderr what is wrong, and exits with 1."""
-    assert terminal.wait() == 1, terminal.command
-    assert len(terminal.error) == 1, (terminal.command, terminal.error)
-    assert terminal.error[0].startswith(" [!] ")
-    assert [clue for clue in clues if clue not in terminal.error[0]] == [], terminal.error
-    assert not any("Sent" in line for line in terminal.out)
-    printed = "\n".join([*terminal.out, *terminal.error])
-    assert [secret for secret in (SECRET, quote(SECRET, safe="")) if secret in printed] == []
-
-
 def each_fails_with_one_line(run: Run, url: str, scripts: tuple[str, ...], *clues: str) -> None:
-    """Assert that each script does, before a consumer says that it waits."""
+    """Assert that each script does, before it says that it waits, and without the password."""
     for terminal in [run(*command(script), url=url) for script in scripts]:
         fails_with_one_line(terminal, *clues)
-        assert not any("Waiting" in line for line in terminal.out)
+        printed = "\n".join([*terminal.out, *terminal.error])
+        unwanted = ("Waiting", SECRET, quote(SECRET, safe=""))
+        assert [text for text in unwanted if text in printed] == []
 
 
 def address(host: str, login: str = "guest", password: str = SECRET, virtual_host: str = "") -> str:
@@ -126,28 +119,8 @@ COMMAND_LINE = (
     "# The rest is the command line: the same in all twelve scripts, but for arguments and one"
     " call."
 )
-# In this order, so that a reader sees at once what is new in the next part.
-ORDER = (ast.Import | ast.ImportFrom, ast.Assign, ast.FunctionDef | ast.ClassDef)
 #: Of all scripts together, blank ones too: a reader reads each of them.
 MOST_LINES = 1013
-
-
-def test_messaging_comes_first_and_then_the_command_line() -> None:
-    for script, source in SOURCES.items():
-        messaging, line, _ = source.partition(COMMAND_LINE)
-        assert line, script
-        body = ast.parse(source).body
-        assert ast.get_docstring(ast.parse(source)), script
-        ranks = [
-            next(n for n, kind in enumerate(ORDER) if isinstance(node, kind)) for node in body[1:-1]
-        ]
-        assert ranks == sorted(ranks), script
-        under = [node for node in body if node.lineno > len(messaging.splitlines())]
-        assert [ast.unparse(node).partition("\n")[0] for node in under] == [
-            "def main() -> None:",
-            "if __name__ == '__main__':",
-        ]
-    assert sum(len(source.splitlines()) for source in SOURCES.values()) <= MOST_LINES
 
 
 def test_the_command_line_has_the_same_words_in_all() -> None:
@@ -163,6 +136,7 @@ def test_the_command_line_has_the_same_words_in_all() -> None:
         tails[script], calls = own_call.subn("", without_arguments)
         assert (found, calls) == (1, 1), script
     assert len(set(tails.values())) == 1
+    assert sum(len(source.splitlines()) for source in SOURCES.values()) <= MOST_LINES
 
 
 def test_pika_is_called_with_keywords() -> None:
@@ -623,29 +597,12 @@ serve(pika.URLParameters({broker.url!r}))
         assert service.wait() == 0
 
 
-ONE_THREAD = """
-import runpy, sys, threading
-import pika.connection
-owners = {}
-send = pika.connection.Connection._output_marshaled_frames
-
-def watched(connection, frames):
-    owner = owners.setdefault(id(connection), threading.get_ident())
-    if owner != threading.get_ident():
-        print("used by another thread", file=sys.stderr, flush=True)
-    return send(connection, frames)
-
-pika.connection.Connection._output_marshaled_frames = watched
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
-
 def test_a_connection_is_used_by_one_thread(
     run: Run, broker: Broker, channel: Channel, tmp_path: Path
 ) -> None:
     program = tmp_path / "one_thread.py"
-    program.write_text(ONE_THREAD)
+    rest = "import runpy\nsys.argv = sys.argv[1:]\nrunpy.run_path(sys.argv[0], run_name='__main__')"
+    program.write_text(WATCH_THREADS + rest)
     # The other scripts have no second thread.
     services = {s: run(str(program), s).expect_ready() for s in SERVICES}
     for terminal in [run(str(program), script) for script in (CLIENT, NEW_TASK)]:
