@@ -1,6 +1,7 @@
 """The twelve scripts: what each of them is, how to call it, and how to reach it."""
 
 import ast
+import re
 from pathlib import Path
 
 from pika import BasicProperties
@@ -75,6 +76,16 @@ def publish(
         body=body,
         properties=properties or BasicProperties(reply_to="nobody"),
     )
+
+
+def page_commands(*words: str) -> list[str]:
+    """Return the lines of the shell blocks of the recipes' page in which the words stand."""
+    page = (REPOSITORY / "recipes/README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^ *```sh\n(.*?)^ *```$", page, re.MULTILINE | re.DOTALL)
+    lines = [line.strip() for block in blocks for line in block.splitlines()]
+    found = [line for line in lines if all(word in line for word in words)]
+    assert found, f"the page has no command with {words}"
+    return found
 
 
 def take(channel: Channel, queue: str, *, auto_ack: bool = True) -> tuple[BasicProperties, bytes]:

@@ -1,6 +1,5 @@
 """What comes before production: a broker on another host, tasks that fail, limits, good habits."""
 
-import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,21 +14,13 @@ from testbed.broker import Broker, OwnBroker
 from testbed.programs import NEW_TASK, WORKER
 from testbed.programs import TASK_QUEUE as QUEUE
 from testbed.settings import MAX_MESSAGE_SIZE
-from testbed.terminal import REPOSITORY
 from testbed.waiting import wait_until
 from tests.conftest import Run, Variant
-from tests.scripts import fails_with_one_line
+from tests.scripts import fails_with_one_line, page_commands
 from tests.test_part_2 import WORK, received, send
 
 # worker.py, with tasks that can fail: each is to be a number.
 NUMBERS_ONLY = (WORK, "    int(task)")
-
-
-def readme_commands(word: str) -> list[list[str]]:
-    """Return the arguments of the page's rabbitmqctl commands in which the word stands."""
-    readme = (REPOSITORY / "recipes/README.md").read_text(encoding="utf-8")
-    commands = re.findall(r"^(?:sudo )?rabbitmqctl (.*)$", readme, re.MULTILINE)
-    return [shlex.split(command) for command in commands if word in command]
 
 
 def version_of(broker: Broker) -> tuple[int, ...]:
@@ -39,7 +30,7 @@ def version_of(broker: Broker) -> tuple[int, ...]:
 
 @pytest.mark.claim("beyond-own-user")
 def test_a_user_and_a_virtual_host_of_its_own(run: Run, own_broker: OwnBroker) -> None:
-    commands = readme_commands("tutorial")
+    commands = [shlex.split(line)[1:] for line in page_commands("rabbitmqctl", "tutorial")]
     assert [command[0] for command in commands] == ["add_user", "add_vhost", "set_permissions"]
     login, _, host = own_broker.url.partition("@")
     assert login == "amqp://guest:guest"
@@ -112,13 +103,13 @@ SET_ASIDE = """\
 def test_a_rejected_task_is_discarded_or_kept_in_a_queue_for_it(
     run: Run, own_broker: OwnBroker, channel: Channel, variant: Variant
 ) -> None:
-    set_policy, clear_policy, _ = readme_commands("failed_tasks")
+    set_policy, clear_policy, _ = map(shlex.split, page_commands("rabbitmqctl", "failed_tasks"))
     worker = run(variant(WORKER, NUMBERS_ONLY, (FAILED, SET_ASIDE + FAILED))).expect_ready()
     send(channel, "poison 1", "1")
     worker.expect("Set aside").expect("Done")
     try:
         channel.queue_declare(queue="failed_tasks", durable=True)
-        own_broker.ctl(*set_policy)
+        own_broker.ctl(*set_policy[1:])
         send(channel, "poison 2", "2")
         worker.expect("Set aside", times=2).expect("Done", times=2)
         wait_until(lambda: own_broker.ready("failed_tasks") == 1, "the failed task to be set aside")
@@ -128,7 +119,7 @@ def test_a_rejected_task_is_discarded_or_kept_in_a_queue_for_it(
         assert [death["reason"] for death in kept.headers["x-death"]] == ["rejected"]
     finally:
         channel.queue_delete(queue="failed_tasks")
-        own_broker.ctl(*clear_policy)
+        own_broker.ctl(*clear_policy[1:])
     # Neither came again.
     assert received(worker) == ["poison 1", "1", "poison 2", "2"]
     send(channel, "poison 3")

@@ -1,7 +1,7 @@
 """recipes/README.md: its commands, as a reader types them."""
 
 import os
-import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,17 +14,9 @@ from testbed.broker import Broker, OwnBroker
 from testbed.settings import free_ports
 from testbed.terminal import REPOSITORY, script_environment
 from tests.conftest import Run
+from tests.scripts import page_commands
 
-PAGE = (REPOSITORY / "recipes/README.md").read_text(encoding="utf-8")
 QUEUES = ["jobs", "jobs.failed", *(f"jobs.retry.{delay}s" for delay in RETRY_DELAYS)]
-
-
-def commands(word: str) -> list[str]:
-    """Return the lines of the page's shell blocks in which the word stands."""
-    blocks = re.findall(r"^ *```sh\n(.*?)^ *```$", PAGE, re.MULTILINE | re.DOTALL)
-    found = [line.strip() for block in blocks for line in block.splitlines() if word in line]
-    assert found, f"the page has no command with {word}"
-    return found
 
 
 def shell(broker: Broker, command: str) -> str:
@@ -45,24 +37,23 @@ def shell(broker: Broker, command: str) -> str:
 
 def listed(own_broker: OwnBroker, command: str) -> dict[str, str]:
     """Return what `rabbitmqctl list_queues` prints: a number for each queue."""
-    arguments = command.removeprefix("sudo ").removeprefix("rabbitmqctl ").split()
-    printed = own_broker.ctl("--silent", *arguments).splitlines()
+    printed = own_broker.ctl("--silent", *shlex.split(command)[1:]).splitlines()
     return dict(line.split("\t") for line in printed)
 
 
 def test_many_lines_are_in_the_queue(own_broker: OwnBroker) -> None:
-    (send,) = commands("seq 100000")
-    (look,) = commands("messages_ready")
+    (send,) = page_commands("seq 100000")
+    (look,) = page_commands("messages_ready")
     assert shell(own_broker, send.replace("100000", "2000")) == " [x] Sent 2000 messages\n"
     assert listed(own_broker, look) == {"jobs": "2000"}
 
 
 def test_the_worker_does_three_tasks_and_fails_two(run: Run, own_broker: OwnBroker) -> None:
-    (start,) = commands("python recipes/worker.py")
-    (three,) = commands("seq 3")
-    (two,) = commands("printf")
-    look = commands("list_queues name messages")[-1]
-    worker = run(*start.removeprefix("python ").split()).expect_ready()
+    (start,) = page_commands("python recipes/worker.py")
+    (three,) = page_commands("seq 3")
+    (two,) = page_commands("printf")
+    look = page_commands("list_queues name messages")[-1]
+    worker = run(*shlex.split(start)[1:]).expect_ready()
     shell(own_broker, three)
     worker.expect("Done", times=3)
     shell(own_broker, two)
@@ -72,13 +63,13 @@ def test_the_worker_does_three_tasks_and_fails_two(run: Run, own_broker: OwnBrok
 
 
 def test_calls_and_the_web_server(run: Run, broker: Broker) -> None:
-    (ask,) = commands("rpc_client.py 30")
-    (serve,) = commands("web.py")
-    number, job = commands("curl")
+    (ask,) = page_commands("rpc_client.py 30")
+    (serve,) = page_commands("web.py")
+    number, job = page_commands("curl")
     (port,) = map(str, free_ports(1))
-    run(*commands("rpc_server.py")[0].removeprefix("python ").split()).expect_ready()
+    run(*shlex.split(page_commands("rpc_server.py")[0])[1:]).expect_ready()
     assert shell(broker, ask).splitlines()[0] == " [.] fib(30) = 832040"
-    run(*serve.replace("8000", port).removeprefix("python ").split()).expect("http://")
+    run(*shlex.split(serve.replace("8000", port))[1:]).expect("http://")
     if not shutil.which("curl"):
         pytest.skip("no curl here")
     assert shell(broker, number.replace("8000", port)) == "832040"

@@ -1,7 +1,6 @@
 """recipes/worker.py, with work of a test's own, as a program that a person starts and stops."""
 
 import json
-import re
 import shlex
 import signal
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +14,7 @@ from testbed.broker import Broker, OwnBroker
 from testbed.terminal import REPOSITORY, Terminal
 from testbed.waiting import wait_until
 from tests.conftest import Run
-from tests.scripts import WATCH_THREADS, take
+from tests.scripts import WATCH_THREADS, page_commands, take
 
 QUEUE, FAILED = "jobs", "jobs.failed"
 DELAYS = (1, 2)  # seconds, in place of the minutes that the recipe waits
@@ -162,8 +161,7 @@ def shovel(own_broker: OwnBroker) -> Iterator[OwnBroker]:
 def test_a_person_sends_back_what_was_set_aside(
     start: Start, channel: Channel, shovel: OwnBroker, tmp_path: Path
 ) -> None:
-    page = (REPOSITORY / "recipes/README.md").read_text(encoding="utf-8")
-    (command,) = re.findall(r"^rabbitmqctl (set_parameter .* shovel .*)$", page, re.MULTILINE)
+    (command,) = page_commands("rabbitmqctl", "shovel")
     mended = tmp_path / "mended"
     more = (
         f"mended = pathlib.Path({str(mended)!r})\n"
@@ -178,7 +176,7 @@ def test_a_person_sends_back_what_was_set_aside(
     send(channel, {"name": "mended", "fail": "once"}, {"name": "bad", "fail": "always"})
     wait_until(lambda: shovel.ready(FAILED) == 2, "both to be set aside")
     mended.touch()
-    shovel.ctl(*shlex.split(command))
+    shovel.ctl(*shlex.split(command)[1:])
     worker.expect("end mended")
     # It has all its tries again.
     worker.expect("begin bad", times=2 * (1 + len(DELAYS)))
