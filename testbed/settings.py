@@ -6,7 +6,7 @@ import port_for
 import trustme
 
 # How often a queue reports its counts to the management plugin. By default every 5 s.
-_STATISTICS_INTERVAL_MS = 100
+_STATISTICS_INTERVAL_MS = 250
 
 #: More than all that is sent, but for what is to be refused; by default it is 128 MB, or 16.
 MAX_MESSAGE_SIZE = 2_000_000
