@@ -80,11 +80,10 @@ def started_broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
 
 
 @pytest.fixture
-def broker(started_broker: Broker) -> Iterator[Broker]:
+def broker(started_broker: Broker) -> Broker:
     """The broker of the run, without anything that the scripts declare by name."""
-    started_broker.clean()
-    yield started_broker
-    started_broker.clean()
+    started_broker.clean()  # in the end the run itself does this
+    return started_broker
 
 
 @pytest.fixture

@@ -126,6 +126,14 @@ def fails_with_one_line(terminal: Terminal, *clues: str) -> None:
     assert not any("Sent" in line for line in terminal.out)
 
 
+def after(statements: str) -> tuple[str, str]:
+    """Return for `run`, before a script, what makes Python begin with those statements."""
+    script = "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    return "-c", f"{statements}\nimport runpy, sys; {script}"
+
+
+NO_PAUSES = "import time; time.sleep = lambda seconds: None"
+
 #: What has a program say on stderr when it uses a connection in another thread than made it.
 WATCH_THREADS = """
 import inspect, sys, threading

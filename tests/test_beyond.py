@@ -16,7 +16,7 @@ from testbed.programs import TASK_QUEUE as QUEUE
 from testbed.settings import MAX_MESSAGE_SIZE
 from testbed.waiting import wait_until
 from tests.conftest import Run, Variant
-from tests.scripts import fails_with_one_line, page_commands
+from tests.scripts import after, fails_with_one_line, page_commands
 from tests.test_part_2 import WORK, received, send
 
 # worker.py, with tasks that can fail: each is to be a number.
@@ -152,8 +152,7 @@ def impatient_broker(own_broker: OwnBroker) -> Iterator[OwnBroker]:
 def test_a_task_unacknowledged_for_too_long_comes_again_and_pika_logs_why(
     run: Run, impatient_broker: OwnBroker, channel: Channel
 ) -> None:
-    logging = f"import logging, runpy; logging.basicConfig(); runpy.run_path({WORKER!r}, run_name="
-    worker = run("-c", f"{logging}'__main__')").expect_ready()
+    worker = run(*after("import logging; logging.basicConfig()"), WORKER).expect_ready()
     send(channel, "long..")
     worker.expect("Connection lost").expect("Received 'long..'", times=2)
     worker.kill()

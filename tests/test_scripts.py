@@ -7,16 +7,15 @@ import pty
 import re
 import runpy
 import shutil
-import struct
 import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 import pika
-import pika.data
 import psutil
 import pytest
 from pika import BasicProperties, spec
@@ -35,6 +34,7 @@ from tests.scripts import (
     CONSUMER_OF_EACH,
     CONSUMERS,
     DONE,
+    NO_PAUSES,
     ONE_OF_EACH,
     PRODUCER_OF_EACH,
     PRODUCERS,
@@ -47,6 +47,7 @@ from tests.scripts import (
     WITH_KEY,
     WITH_WORDS,
     WORK_OF,
+    after,
     at_work,
     beginning,
     command,
@@ -346,28 +347,18 @@ def test_a_character_that_cannot_be_shown_is_shown_as_an_escape(
         assert consumer.error == []
 
 
-class FarTime:
-    """A header's value that pika cannot decode: milliseconds, where AMQP has seconds."""
-
-
 def test_a_message_that_pika_cannot_decode(
-    run: Run, channel: Channel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    run: Run, channel: Channel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encode = pika.data.encode_value
-
-    def encode_far_time(pieces: list[bytes], value: object) -> int:
-        if not isinstance(value, FarTime):
-            return int(encode(pieces, value))
-        pieces.append(struct.pack(">cQ", b"T", 1_700_000_000_000))
-        return 9
-
-    monkeypatch.setattr(pika.data, "encode_value", encode_far_time)
+    # A time in a header: milliseconds, where AMQP has seconds.
+    monkeypatch.setattr("calendar.timegm", lambda _: 1_700_000_000_000)
+    headers = {"sent": datetime.now(UTC)}
     consumers = {
-        script: run(without_pauses(tmp_path, script), *command(script)[1:]).expect_ready()
+        script: run(*after(NO_PAUSES), *command(script)).expect_ready()
         for script in CONSUMER_OF_EACH
     }
     for script in CONSUMER_OF_EACH:
-        publish(channel, script, b"1", BasicProperties(headers={"sent": FarTime()}))
+        publish(channel, script, b"1", BasicProperties(headers=headers))
     for script, consumer in consumers.items():
         if script in VIEWERS:
             fails_with_one_line(consumer, "year 55840 is out of range")
@@ -377,17 +368,6 @@ def test_a_message_that_pika_cannot_decode(
             pauses = [int(line.split()[-2]) for line in consumer.error]
             assert pauses[:6] == [1, 2, 4, 8, 10, 10]
             channel.queue_purge(queue=QUEUE_OF[script])
-
-
-def without_pauses(folder: Path, script: str) -> str:
-    """Return the path of a program that runs the script and sleeps for no time at all."""
-    program = folder / f"without_pauses_{Path(script).name}"
-    program.write_text(
-        "import runpy, time\n"
-        "time.sleep = lambda seconds: None\n"
-        f"runpy.run_path({str(REPOSITORY / script)!r}, run_name='__main__')\n"
-    )
-    return str(program)
 
 
 def test_output_that_cannot_be_written(run: Run, broker: Broker, channel: Channel) -> None:
@@ -541,13 +521,13 @@ def in_use(process: psutil.Process) -> tuple[int, int, int]:
 
 
 def test_a_hundred_lost_connections_leave_nothing_behind(
-    run: Run, broker: Broker, channel: Channel, tmp_path: Path
+    run: Run, broker: Broker, channel: Channel
 ) -> None:
     with contextlib.ExitStack() as networks:
         started = []
         for script in SERVICES:
             network = networks.enter_context(Network(broker.url))
-            service = run(without_pauses(tmp_path, script), url=network.url).expect_ready()
+            service = run(*after(NO_PAUSES), script, url=network.url).expect_ready()
             publish(channel, script, b"1")  # the thread for the work is there
             service.expect(DONE[script])
             started.append((script, network, service, psutil.Process(service.process.pid)))
@@ -573,39 +553,31 @@ def test_a_hundred_lost_connections_leave_nothing_behind(
 
 
 def test_serve_may_be_called_again(
-    run: Run, broker: Broker, channel: Channel, unused_port: int, tmp_path: Path
+    run: Run, broker: Broker, channel: Channel, unused_port: int
 ) -> None:
     """As by a program of the reader's own that starts before the broker."""
     for script in SERVICES:
-        program = tmp_path / f"retry_{Path(script).name}"
-        program.write_text(f"""
-import sys
-sys.path.insert(0, {str(REPOSITORY)!r})
+        program = f"""
+import sys, pika
 sys.stdout.reconfigure(line_buffering=True)
-import pika
 from {script.removesuffix(".py").replace("/", ".")} import serve
 try:
     serve(pika.URLParameters("amqp://localhost:{unused_port}/%2F"))
 except pika.exceptions.AMQPConnectionError:
     print("refused")
 serve(pika.URLParameters({broker.url!r}))
-""")
-        service = run(str(program)).expect("refused").expect_ready()
+"""
+        service = run("-c", program).expect("refused").expect_ready()
         publish(channel, script, b"1")
         service.expect(DONE[script])
         service.terminate()
         assert service.wait() == 0
 
 
-def test_a_connection_is_used_by_one_thread(
-    run: Run, broker: Broker, channel: Channel, tmp_path: Path
-) -> None:
-    program = tmp_path / "one_thread.py"
-    rest = "import runpy\nsys.argv = sys.argv[1:]\nrunpy.run_path(sys.argv[0], run_name='__main__')"
-    program.write_text(WATCH_THREADS + rest)
+def test_a_connection_is_used_by_one_thread(run: Run, broker: Broker, channel: Channel) -> None:
     # The other scripts have no second thread.
-    services = {s: run(str(program), s).expect_ready() for s in SERVICES}
-    for terminal in [run(str(program), script) for script in (CLIENT, NEW_TASK)]:
+    services = {s: run(*after(WATCH_THREADS), s).expect_ready() for s in SERVICES}
+    for terminal in [run(*after(WATCH_THREADS), script) for script in (CLIENT, NEW_TASK)]:
         assert terminal.wait() == 0
         assert terminal.error == []
     services[SERVER].expect("fib(30)")
