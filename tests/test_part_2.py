@@ -262,7 +262,7 @@ def test_what_a_restart_of_the_broker_leaves(run: Run, own_broker: OwnBroker) ->
     assert received(worker) == ["persistent 1", "persistent 2"]
 
 
-@pytest.mark.claim("II-confirms", "II-reconnect")
+@pytest.mark.claim("II-confirms", "II-reconnect", "II-twice")
 def test_no_task_reported_as_sent_is_lost_when_the_broker_is_killed_outright(
     run: Run, own_broker: OwnBroker, held: tuple[Terminal, Path]
 ) -> None:
@@ -282,8 +282,10 @@ def test_no_task_reported_as_sent_is_lost_when_the_broker_is_killed_outright(
     own_broker.start()
 
     worker.expect("[*] Waiting", times=2).expect(" [x] Done", times=21)
-    # The task that it was at when the connection broke was not acknowledged, so it came again.
+    # The task that it was at when the connection broke was not acknowledged, so it came again, and
+    # was done again.
     assert received(worker) == ["current", "current", *tasks]
+    assert finish.read_text().splitlines() == ["current", "current", *tasks]
     own_broker.wait_for_acknowledgements(QUEUE)
     worker.kill()
     assert own_broker.ready(QUEUE) == 0
@@ -373,10 +375,8 @@ def test_a_task_may_take_longer_than_the_heartbeat(
     ]
     tasks = [f"{number}........." for number in range(2)]
     send(channel, *tasks)
-    for worker, task in zip(workers, tasks, strict=True):
+    for worker in workers:
         worker.expect("Done")
-        assert worker.messages == [f"Received '{task}'", "Done"]
-        assert worker.error == []
     # Both acknowledgements have arrived, and neither task was done by the other worker.
     managed_broker.wait_for_acknowledgements(QUEUE)
     for worker, task in zip(workers, tasks, strict=True):
@@ -384,22 +384,6 @@ def test_a_task_may_take_longer_than_the_heartbeat(
         assert worker.error == []
         worker.kill()
     assert managed_broker.ready(QUEUE) == 0
-
-
-@pytest.mark.claim("II-twice")
-def test_a_task_whose_connection_is_lost_before_the_acknowledgement_is_done_again(
-    run: Run, own_broker: OwnBroker, held: tuple[Terminal, Path]
-) -> None:
-    worker, finish = held
-    assert run(NEW_TASK, "task").wait() == 0
-    worker.expect("Received")
-    own_broker.ctl("close_all_connections", "maintenance")
-    worker.expect("CONNECTION_FORCED - maintenance")
-    finish.touch()
-    worker.expect("Done")
-    assert worker.messages == ["Received 'task'", "Received 'task'", "Done"]
-    assert finish.read_text().splitlines() == ["task", "task"]
-    own_broker.wait_for_acknowledgements(QUEUE)
 
 
 @pytest.mark.claim("II-stop")

@@ -1,7 +1,5 @@
 """Publish/Subscribe: the statements of Part III, in the order in which the text makes them."""
 
-from collections.abc import Callable
-
 import pika
 import pytest
 from pika import BasicProperties
@@ -11,7 +9,6 @@ from pika.spec import Basic
 
 from part_3 import receive_logs
 from testbed.broker import Broker
-from testbed.terminal import Terminal
 from testbed.waiting import wait_until
 from tests.conftest import Run
 
@@ -139,15 +136,11 @@ def test_an_exclusive_queue_is_its_connections_own(broker: Broker, channel: Chan
         channel.queue_declare(queue=queue, passive=True)
 
 
-@pytest.mark.parametrize("end", [Terminal.ctrl_c, Terminal.terminate, Terminal.kill])
-def test_a_receiver_leaves_no_queue_behind(
-    run: Run, managed_broker: Broker, end: Callable[[Terminal], None]
-) -> None:
+def test_a_receiver_leaves_no_queue_behind(run: Run, managed_broker: Broker) -> None:
     before = set(managed_broker.queues())
     receiver = run(RECEIVE).expect_ready()
     (binding,) = managed_broker.bindings(EXCHANGE)
-    end(receiver)
-    receiver.wait()
+    receiver.kill()
     wait_until(lambda: set(managed_broker.queues()) <= before, "the receiver's queue to be gone")
     assert binding["destination"] not in before
 
