@@ -35,31 +35,6 @@ def script_environment(url: str) -> dict[str, str]:
     return environment
 
 
-@contextlib.contextmanager
-def into_file(
-    file: Path, url: str, *command: str, merge: bool = False
-) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a script with its standard output in a file, as by `> file`, and kill it in the end.
-
-    With `merge` its errors go there too.
-    """
-    with (
-        file.open("wb") as output,
-        subprocess.Popen(
-            [sys.executable, *command],
-            cwd=REPOSITORY,
-            env=script_environment(url),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT if merge else None,
-        ) as process,
-    ):
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
 class Terminal:
     """One terminal, with one script running in it.
 
@@ -187,3 +162,18 @@ class Terminal:
     def _join(self) -> None:
         for reader in self._readers:
             reader.join(5)
+
+
+@contextlib.contextmanager
+def into_file(file: Path, url: str, *command: str, merge: bool = False) -> Iterator[Terminal]:
+    """Run a script with its standard output in a file, as by `> file`, and kill it in the end.
+
+    With `merge` its errors go there too.
+    """
+    with file.open("wb") as output:
+        out = output.fileno()
+        terminal = Terminal(str(file), url, lambda *_: None, *command, merge=merge, stdout=out)
+        try:
+            yield terminal
+        finally:
+            terminal.kill()
