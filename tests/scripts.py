@@ -172,12 +172,3 @@ def at_work(script: str, seconds: float) -> tuple[str, str]:
     """Return for a `variant` what makes a service say that it works, and take so long for it."""
     say = f"print(' at work', flush=True); time.sleep({seconds})"
     return beginning(script, WORK_OF[script], say)
-
-
-def entry(script: str) -> str:
-    """Return the name of the script's function that connects, or that has the connection."""
-    if script in SERVICES:
-        return "serve"
-    return {"part_1/sender.py": "send", NEW_TASK: "send", CLIENT: "ask"}.get(
-        script, "emit" if script in SENDERS else "receive"
-    )

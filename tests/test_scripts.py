@@ -51,7 +51,6 @@ from tests.scripts import (
     at_work,
     beginning,
     command,
-    entry,
     fails_with_one_line,
     publish,
 )
@@ -223,7 +222,10 @@ NO_ADDRESSES = (
 
 def test_what_is_no_address(run: Run) -> None:
     # tests/test_any_input.py tries all of them in each script, within one process.
-    for terminal in [run(*command(script), url=NO_ADDRESSES[9]) for script in CONSUMER_OF_EACH]:
+    for terminal in [
+        run(*command(script), url=url)
+        for script, url in zip(CONSUMER_OF_EACH, NO_ADDRESSES[9:], strict=False)
+    ]:
         fails_with_one_line(terminal)
         assert (terminal.out, terminal.error) == ([], [NO_ADDRESS])
 
@@ -409,9 +411,11 @@ def test_an_error_in_the_code_keeps_its_traceback(
         "open('missing.txt')": "FileNotFoundError: [Errno 2] No such file or directory:"
         " 'missing.txt'",
     }
+    # The function of each that has the connection.
+    functions = zip(ONE_OF_EACH, ("send", "send", "ask", "receive", "serve", "serve"), strict=True)
     broken = [
-        (run(variant(script, beginning(script, entry(script), code)), *command(script)[1:]), error)
-        for script in ONE_OF_EACH
+        (run(variant(script, beginning(script, function, code)), *command(script)[1:]), error)
+        for script, function in functions
         for code, error in list(mistakes.items())[: 2 if script in (NEW_TASK, WORKER) else 1]
     ]
     for terminal, error in broken:

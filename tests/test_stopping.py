@@ -103,12 +103,11 @@ def test_a_viewer_ends_quietly(run: Run, broker: Broker) -> None:
 # A service finishes what it has.
 
 
-@SIGNALS
-def test_an_idle_service(run: Run, broker: Broker, number: signal.Signals) -> None:
-    services = [run(script).expect_ready() for script in SERVICES]
-    for service in services:
-        service.process.send_signal(number)
-    for service in services:
+def test_an_idle_service(run: Run, broker: Broker) -> None:
+    services = {(script, number): run(script) for script in SERVICES for number in BOTH}
+    for (_, number), service in services.items():
+        service.expect_ready().process.send_signal(number)
+    for service in services.values():
         assert service.wait() == 0
         assert service.error == []
         assert len(service.out) == 1  # it had nothing to finish

@@ -31,13 +31,9 @@ class Stage(Programs):
         self.end(self.type(terminal, *command), code)
 
     def end(self, terminal: Terminal, code: int = 0) -> None:
-        """Wait until what runs in the terminal has ended.
-
-        Raises:
-            AssertionError: Its exit code is another one.
-        """
-        if (ended := terminal.wait()) != code:
-            raise AssertionError(f"{terminal.command} ended with exit code {ended}, not {code}")
+        """Wait until what runs in the terminal has ended, with that exit code."""
+        ended = terminal.wait()
+        assert ended == code, f"{terminal.command} ended with exit code {ended}, not {code}"
 
     def ctrl_c(self, *terminals: Terminal, code: int = 0) -> None:
         """Press Ctrl+C in each terminal, and wait for its program's end."""
