@@ -14,6 +14,7 @@ import re
 import signal
 import sys
 import threading
+import time
 import uuid
 from argparse import ArgumentParser, RawTextHelpFormatter
 from collections.abc import Iterable
@@ -51,12 +52,15 @@ class Publisher(AbstractContextManager["Publisher"]):
             os.register_at_fork(after_in_child=self._begin)
 
     def _begin(self) -> None:
-        self._changed = threading.Condition()  # guards these, and tells of room for more
+        # Guards these. (To enter a Condition takes Python code, which an interrupt may cut short.)
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)  # there is room for more, or none in flight
         self._messages: dict[int, tuple[bytes, BasicProperties, Future[None]]] = {}
+        self._settling = False  # while callbacks of futures run, which may publish more
         self._sent, self._closed = 0, False  # the delivery tag of the last one that was sent
         self._pause = 1  # seconds before it connects again
         self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
-        self._ioloop = IOLoop()
+        self._ioloop: IOLoop  # as soon as there is something to publish
         self._channel: pika.channel.Channel | None = None  # while messages can be sent on it
 
     def publish(self, body: bytes, timeout: float = 30, **properties: Any) -> Future[None]:  # noqa: ANN401
@@ -64,16 +68,19 @@ class Publisher(AbstractContextManager["Publisher"]):
 
         `properties` are those of pika.BasicProperties, such as message_id="17". The future is
         done when RabbitMQ has confirmed the message. If it did not, it fails with a PublishError.
+        Call it from any thread, but not from a signal handler: that may interrupt another call.
 
         Raises:
             TimeoutError: `in_flight` messages were unconfirmed, and still were after `timeout` s.
         """
         ours = {"delivery_mode": 2, "message_id": str(uuid.uuid4())}
-        message = body, BasicProperties(**{**ours, **properties}), Future[None]()
-        _ = memoryview(body), properties and message[1].encode()  # fails if pika cannot send it
+        kept = BasicProperties(**{**ours, **properties})
+        if properties:  # a copy as pika will send it: it fails here or never, and stays as it is
+            kept = BasicProperties().decode(b"".join(kept.encode()))
+        message = bytes(memoryview(body)), kept, Future[None]()
         message[2].set_running_or_notify_cancel()  # so nobody can cancel it
         own = threading.current_thread() is self._thread  # which makes room, so it must not wait
-        with self._changed:
+        with self._lock:
             if not self._changed.wait_for(
                 lambda: own or self._closed or len(self._messages) < self._in_flight, timeout
             ):
@@ -81,22 +88,27 @@ class Publisher(AbstractContextManager["Publisher"]):
             if self._closed:
                 raise PublishError("this publisher is closed")
             if not self._thread.ident:
+                self._ioloop = IOLoop()
                 self._thread.start()
             # The newest message may be settled already, while older ones still wait.
             tag = 1 + max(self._sent, next(reversed(self._messages), 0))
-            self._messages[tag] = message
             if tag == self._sent + 1:  # if others wait to be sent, _send is on its way
-                self._ioloop.add_callback_threadsafe(self._send)
+                self._ioloop.add_callback_threadsafe(self._send)  # first, for an interrupt may come
+            self._messages[tag] = message
         return message[2]
 
     def close(self, timeout: float = 30) -> None:
         """Wait up to `timeout` seconds for what is in flight, then close. The rest fails."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._messages, timeout)
+        own = threading.current_thread() is self._thread  # a callback's, so it must not wait
+        with self._lock:
+            self._changed.wait_for(
+                lambda: own or self._closed or not (self._messages or self._settling), timeout
+            )
             self._closed = True
         if self._thread.ident:
             self._ioloop.add_callback_threadsafe(self._stop)
-            self._thread.join(timeout=5)
+            if not own:
+                self._thread.join(timeout=5)
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -104,21 +116,30 @@ class Publisher(AbstractContextManager["Publisher"]):
     def _run(self) -> None:  # in the publisher's own thread, as all that follows
         try:
             while not self._closed:
-                pika.SelectConnection(
-                    parameters=self._parameters,
-                    on_open_callback=self._on_connection,
-                    on_open_error_callback=self._on_connection_lost,
-                    on_close_callback=self._on_connection_lost,
-                    custom_ioloop=self._ioloop,
-                )
-                self._ioloop.start()
+                try:
+                    pika.SelectConnection(
+                        parameters=self._parameters,
+                        on_open_callback=self._on_connection,
+                        on_open_error_callback=self._on_connection_lost,
+                        on_close_callback=self._on_connection_lost,
+                        custom_ioloop=self._ioloop,
+                    )
+                    self._ioloop.start()
+                except (
+                    Exception
+                ):  # such as none to be had of the threads in which pika resolves names
+                    logging.getLogger("publisher").exception("Trying again")
+                    time.sleep(self._pause)
+                    self._ioloop.close()
+                    with self._lock:
+                        self._ioloop, self._channel = IOLoop(), None
         finally:
             self._closed = True
             self._settle(self._messages, "closed before RabbitMQ confirmed it")
             self._ioloop.close()
 
     def _stop(self) -> None:
-        if self._channel:
+        if self._channel and self._channel.connection.is_open:
             self._channel.connection.close()
         self._ioloop.call_later(0.5, self._ioloop.stop)  # RabbitMQ may be silent
 
@@ -135,7 +156,7 @@ class Publisher(AbstractContextManager["Publisher"]):
         channel.add_on_close_callback(self._on_channel_lost)
         channel.add_on_return_callback(self._on_return)
         channel.confirm_delivery(self._on_confirm)
-        with self._changed:  # the messages of a channel have the tags 1, 2, 3, …
+        with self._lock:  # the messages of a channel have the tags 1, 2, 3, …
             self._messages = dict(enumerate(self._messages.values(), start=1))
             self._sent, self._pause, self._channel = 0, 1, channel
         self._send()
@@ -150,6 +171,8 @@ class Publisher(AbstractContextManager["Publisher"]):
             self._on_connection(channel.connection)
 
     def _send(self) -> None:
+        with self._lock:
+            pass  # now the message for which it was called is there
         while self._channel and (message := self._messages.get(self._sent + 1)):
             self._sent += 1
             self._channel.basic_publish(
@@ -164,7 +187,7 @@ class Publisher(AbstractContextManager["Publisher"]):
         self, _: object, method: Basic.Return, properties: BasicProperties, body: bytes
     ) -> None:
         messages = list(self._messages.items())
-        tags = [tag for tag, each in messages if each[1].message_id == properties.message_id]
+        tags = [t for t, m in messages if (m[0], m[1].message_id) == (body, properties.message_id)]
         self._settle(tags[:1], f"RabbitMQ returned it: {method.reply_text}")
 
     def _on_confirm(self, frame: pika.frame.Method[Any]) -> None:
@@ -173,12 +196,20 @@ class Publisher(AbstractContextManager["Publisher"]):
         self._settle(tags, "RabbitMQ rejected it: is the queue full?" if rejected else "")
 
     def _settle(self, tags: Iterable[int], error: str = "") -> None:
-        with self._changed:
+        with self._lock:
             settled = [self._messages.pop(tag)[2] for tag in list(tags) if tag in self._messages]
+            self._settling = True
             if len(self._messages) <= self._in_flight // 2:  # many at once is faster
                 self._changed.notify_all()
         for future in settled:
-            future.set_exception(PublishError(error)) if error else future.set_result(None)
+            try:
+                future.set_exception(PublishError(error)) if error else future.set_result(None)
+            except BaseException:  # such as sys.exit() in a callback, which ends a thread, not us
+                logging.getLogger("publisher").exception("A callback of a message raised")
+        with self._lock:
+            self._settling = False
+            if not self._messages:
+                self._changed.notify_all()
 
 
 def publish_lines(parameters: pika.URLParameters, queue: str, timeout: float) -> None:

@@ -76,8 +76,9 @@ class FibonacciRpcClient(AbstractContextManager["FibonacciRpcClient"]):
                 raise RpcError("this client is closed")
             if not self._thread:
                 self._channel, self._answers = Future(), {}
-                self._thread = threading.Thread(target=self._run, name="rpc_client", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="rpc_client", daemon=True)
+                thread.start()  # if that fails, the next call tries it again
+                self._thread = thread
             ready, answers = self._channel, self._answers  # those of this connection
         answers[request.correlation_id] = answer
         try:
@@ -98,7 +99,8 @@ class FibonacciRpcClient(AbstractContextManager["FibonacciRpcClient"]):
             self._closed, thread = True, self._thread
         if thread:
             with suppress(Exception):  # the connection is lost already, or not there yet
-                self._channel.result(timeout=0).connection.add_callback_threadsafe(lambda: None)
+                channel = self._channel.result(timeout=0)
+                channel.connection.add_callback_threadsafe(channel.stop_consuming)
             thread.join(timeout=1)  # it has woken up from process_data_events
 
     def __exit__(self, *_: object) -> None:
@@ -112,8 +114,10 @@ class FibonacciRpcClient(AbstractContextManager["FibonacciRpcClient"]):
                 channel.add_on_return_callback(callback=self._take)
                 channel.basic_consume(queue=REPLY_TO, on_message_callback=self._take, auto_ack=True)
                 self._channel.set_result(channel)
-                while not self._closed:
-                    connection.process_data_events(time_limit=None)  # until there is something
+                if not self._closed:
+                    channel.start_consuming()  # until close, or RabbitMQ closes the channel
+        except AMQPConnectorException as error:
+            why = pika.exceptions.AMQPConnectionError(error)  # which callers expect
         except Exception as error:
             why = error
         with self._lock:

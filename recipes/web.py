@@ -35,7 +35,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """Publish the body as a job, and wait for RabbitMQ's confirm."""
-        body = self.rfile.read(int(self.headers["Content-Length"]))
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self.answer(lambda: publisher.publish(body, timeout=5).result(timeout=5))
 
     def answer(self, work: Callable[[], str | None]) -> None:

@@ -25,7 +25,13 @@ from typing import Any
 import pika
 from pika.adapters.blocking_connection import BlockingChannel
 from pika.adapters.utils.connection_workflow import AMQPConnectorException
-from pika.exceptions import AMQPError, ChannelWrongStateError, NackError, UnroutableError
+from pika.exceptions import (
+    AMQPChannelError,
+    AMQPError,
+    ChannelClosedByBroker,
+    NackError,
+    UnroutableError,
+)
 from pika.spec import Basic, BasicProperties
 
 RABBITMQ_URL = os.environ.get("RABBITMQ_URL") or "amqp://guest:guest@localhost:5672/%2F"
@@ -34,6 +40,7 @@ RETRY_DELAYS = (5, 30, 180)  # seconds until the second, the third, and the four
 log = logging.getLogger("worker")
 # What pika raises if it cannot connect, or has lost the connection or the channel.
 LOST = (AMQPError, AMQPConnectorException, OSError)
+REFUSED = (NackError, ChannelClosedByBroker)  # RabbitMQ does not take what we publish
 Delivery = tuple[BlockingChannel, Basic.Deliver, BasicProperties, bytes]
 
 
@@ -68,6 +75,7 @@ class Worker:
         self.queue, self.parallel, self.pool = queue, parallel, ThreadPoolExecutor(parallel)
         self.running: dict[Future[bytes], Delivery] = {}
         self.connected = self.stopping = False
+        self.out: BlockingChannel | None = None  # of its own, for what we publish
         self.pause = 0  # seconds that it waited before it connected again
 
     def stop(self, number: int, _: object) -> None:
@@ -100,7 +108,6 @@ class Worker:
         for delay in RETRY_DELAYS:  # a queue each, as only the first message of a queue expires
             name, delayed = f"{self.queue}.retry.{delay}s", {"x-message-ttl": 1000 * delay, **back}
             channel.queue_declare(queue=name, durable=True, arguments=delayed)
-        channel.confirm_delivery()  # so basic_publish returns when RabbitMQ has the message
         channel.basic_qos(prefetch_count=self.parallel)  # so that no task waits for a thread
         channel.basic_consume(queue=self.queue, on_message_callback=self.begin)
         self.connected = True
@@ -108,7 +115,7 @@ class Worker:
         while not self.stopping:
             channel.connection.process_data_events(time_limit=0.5)
             if not channel.consumer_tags:
-                raise ChannelWrongStateError("the queue was deleted, or the channel closed")
+                raise AMQPChannelError("the queue was deleted, or the channel closed")
         if self.running:
             log.info(" [*] Finishing %d tasks", len(self.running))
         channel.stop_consuming()
@@ -138,22 +145,35 @@ class Worker:
         channel, method, properties, body = self.running.pop(task)
         self.pause = 0
         name, error = properties.message_id or body[:40], task.exception()
-        publish = partial(channel.basic_publish, exchange="", mandatory=True)
+        publish = partial(self.publish, channel.connection)
         if properties.reply_to and not error:
             answer = BasicProperties(correlation_id=properties.correlation_id)
             try:
                 publish(routing_key=properties.reply_to, body=task.result(), properties=answer)
             except UnroutableError:
                 log.warning(" [!] Nobody waits for the result any more")
-            except NackError as full:
-                error = full
+            except REFUSED as refused:
+                error = refused
         if error:
             queue = self.next_queue(properties, error)
+            try:
+                publish(routing_key=queue, body=body, properties=properties)
+            except REFUSED as refused:
+                log.warning(" [!] Failed %s: %r. Back in 5 s: %s: %r", name, error, queue, refused)
+                give_back = partial(channel.basic_nack, delivery_tag=method.delivery_tag)
+                channel.connection.call_later(5, give_back)  # at once it would come back at once
+                return
             log.error(" [!] Failed %s: %r. Now in %s", name, error, queue, exc_info=error)
-            publish(routing_key=queue, body=body, properties=properties)
         else:
             log.info(" [x] Done %s", name)
         channel.basic_ack(delivery_tag=method.delivery_tag)  # now RabbitMQ has it elsewhere
+
+    def publish(self, connection: pika.BlockingConnection, **message: Any) -> None:  # noqa: ANN401
+        """Publish, and wait for the confirm, on a channel that RabbitMQ may close without harm."""
+        if not (self.out and self.out.is_open and self.out.connection is connection):
+            self.out = connection.channel()
+            self.out.confirm_delivery()
+        self.out.basic_publish(exchange="", mandatory=True, **message)
 
     def next_queue(self, properties: BasicProperties, error: BaseException) -> str:
         """Return where a failed task is to wait, and note in its properties how it failed."""
@@ -161,8 +181,10 @@ class Worker:
         tries = 1 + (headers["x-tries"] if isinstance(headers.get("x-tries"), int) else 0)
         delays = () if isinstance(error, Unrecoverable) else RETRY_DELAYS[tries - 1 :]
         # Whoever sends back what was set aside gives it all its tries again.
-        told = {"x-tries": tries if delays else 0, "x-error": f"try {tries}: {error!r}"[:500]}
-        properties.headers = {**headers, **told}
+        text = f"try {tries}: {error!r}"[:500].encode(errors="backslashreplace").decode()
+        told = {"x-tries": tries if delays else 0, "x-error": text}
+        copies = {"CC", "BCC"}  # where RabbitMQ would send it each time
+        properties.headers = {k: v for k, v in {**headers, **told}.items() if k not in copies}
         properties.delivery_mode = pika.DeliveryMode.Persistent.value
         properties.expiration = None  # or RabbitMQ deletes it before anybody has seen it
         properties.user_id = None  # or RabbitMQ refuses it, unless its sender had our login

@@ -238,7 +238,7 @@ def test_a_queue_cannot_be_declared_again_with_other_properties(run: Run, channe
         fails_with_one_line(run(script), "PRECONDITION_FAILED - inequivalent arg 'durable'")
 
 
-@pytest.mark.claim("II-transient-lost", "II-durable-restart")
+@pytest.mark.claim("II-transient-lost", "II-durable-restart", "III-exchange-durable")
 def test_what_a_restart_of_the_broker_leaves(run: Run, own_broker: OwnBroker) -> None:
     busy = run(WORKERS[2]).expect_ready()
     for command in (
@@ -250,6 +250,9 @@ def test_what_a_restart_of_the_broker_leaves(run: Run, own_broker: OwnBroker) ->
         assert run(*command).wait() == 0
     with own_broker.channel() as channel:
         channel.basic_publish(exchange="", routing_key=QUEUE, body=b"transient")
+        for exchange, durable in (("kept", True), ("gone", False)):
+            channel.exchange_declare(exchange=exchange, exchange_type="fanout", durable=durable)
+            channel.queue_bind(queue=QUEUE, exchange=exchange)
     busy.expect("Received")
     assert own_broker.ready(QUEUE) == 3
 
@@ -260,6 +263,12 @@ def test_what_a_restart_of_the_broker_leaves(run: Run, own_broker: OwnBroker) ->
     assert own_broker.ready(QUEUE) == 2
     worker = run(WORKERS[3]).expect("Done", times=2)
     assert received(worker) == ["persistent 1", "persistent 2"]
+    with own_broker.channel() as channel:
+        channel.basic_publish(exchange="kept", routing_key="", body=b"by the durable exchange")
+        worker.expect("by the durable exchange")
+        channel.exchange_delete(exchange="kept")
+        with pytest.raises(ChannelClosedByBroker, match="no exchange 'gone'"):
+            channel.exchange_declare(exchange="gone", passive=True)
 
 
 @pytest.mark.claim("II-confirms", "II-reconnect", "II-twice")

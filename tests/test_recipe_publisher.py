@@ -15,6 +15,7 @@ import pytest
 from pika import BasicProperties
 from pika.adapters.blocking_connection import BlockingChannel
 from pika.exceptions import ShortStringTooLong
+from pika.spec import Basic
 
 from recipes.publisher import Publisher, PublishError
 from testbed.broker import Broker, OwnBroker
@@ -355,3 +356,119 @@ def test_without_a_broker_it_says_so(broker: Broker, monkeypatch: pytest.MonkeyP
     assert (process.returncode, out) == (1, "")
     (line,) = error.splitlines()
     assert "Connection refused" in line
+
+
+@pytest.mark.claim("recipe-returned")
+def test_a_returned_message_is_told_from_another_with_its_id(own_broker: OwnBroker) -> None:
+    with publisher_of(own_broker) as publisher, own_broker.channel() as channel:
+        channel.queue_delete(queue=QUEUE)
+        with pytest.raises(PublishError, match="NO_ROUTE"):  # pika makes text of such an id
+            publisher.publish(b"gone", message_id=b"17").result(30)
+        channel.queue_declare(queue=QUEUE, durable=True)
+        own_broker.pause()
+        try:
+            routed = publisher.publish(b"routed", message_id="17")
+            other = publisher.publish(b"other", message_id="17")
+            # What RabbitMQ says if the queue goes between the two.
+            back = Basic.Return(312, "NO_ROUTE"), BasicProperties(message_id="17"), b"other"
+            publisher._ioloop.add_callback_threadsafe(lambda: publisher._on_return(None, *back))
+            with pytest.raises(PublishError, match="NO_ROUTE"):
+                other.result(30)
+        finally:
+            own_broker.resume()
+        assert routed.result(30) is None
+
+
+def test_a_message_is_as_it_was_when_it_was_handed_over(broker: Broker) -> None:
+    body, headers = bytearray(b"as it was"), {"as": "it was"}
+    with publisher_of(broker) as publisher:
+        publisher.publish(b"connected").result(30)
+        with publisher._lock:  # it is not sent yet
+            future = publisher.publish(body, headers=headers)  # type: ignore[arg-type]
+            body[:], headers["what no message"] = b"is changed", object()  # type: ignore[assignment]
+        assert future.result(30) is None
+        assert publisher.publish(b"after").result(30) is None
+    _, (properties, taken), _ = messages(broker)
+    assert (taken, properties.headers) == (b"as it was", {"as": "it was"})
+
+
+@pytest.mark.claim("recipe-close")
+def test_callbacks_may_publish_close_and_raise(broker: Broker) -> None:
+    published: list[Future[None]] = []
+    with publisher_of(broker) as publisher:
+
+        def publish_more(_: Future[None]) -> None:
+            wait_until(lambda: publisher._changed._waiters, "close to wait")  # type: ignore[attr-defined]
+            published.append(publisher.publish(b"more"))
+
+        publisher.publish(b"first").add_done_callback(publish_more)
+        publisher.close()
+    assert [future.result(0) for future in published] == [None]
+
+    with publisher_of(broker) as publisher:
+        futures = [publisher.publish(b"one of many") for _ in range(500)]
+        for future in futures:
+            future.add_done_callback(lambda _: sys.exit("of this thread"))
+        wait(futures, timeout=30)
+        assert [future.result(0) for future in futures] == [None] * 500
+
+    publisher = publisher_of(broker)
+    closed = Future[float]()
+
+    def close(_: Future[None]) -> None:
+        began = time.monotonic()
+        publisher.close(timeout=20)
+        closed.set_result(time.monotonic() - began)
+
+    publisher.publish(b"last").add_done_callback(close)
+    assert closed.result(30) < 10
+    publisher._thread.join(30)
+    assert not publisher._thread.is_alive()
+
+
+def test_two_threads_may_close_it(broker: Broker) -> None:
+    for _ in range(20):
+        publisher = publisher_of(broker)
+        publisher.publish(b"one").result(30)
+        with ThreadPoolExecutor(2) as threads:
+            assert list(threads.map(lambda _: publisher.close(), range(2))) == [None, None]  # noqa: B023
+        assert not publisher._thread.is_alive()
+
+
+def test_it_goes_on_if_pika_could_not_start_a_thread(broker: Broker) -> None:
+    with publisher_of(broker) as publisher:
+        publisher.publish(b"before").result(30)
+        size = threading.stack_size(1 << 46)  # so much that no thread can be started
+        try:
+            first = publisher._ioloop
+            with pytest.raises(PublishError, match="refused"):
+                publisher.publish(b"x", **TOO_LONG).result(30)
+            wait_until(lambda: publisher._ioloop is not first, "it to try again")
+        finally:
+            threading.stack_size(size)
+        assert publisher.publish(b"after").result(60) is None
+
+
+INTERRUPTED = """
+import signal, sys, time
+import pika
+from recipes.publisher import RABBITMQ_URL, Publisher
+
+signal.signal(signal.SIGALRM, signal.default_int_handler)
+with Publisher(pika.URLParameters(RABBITMQ_URL), "jobs", in_flight=10**6) as publisher:
+    for number in range(600):
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.0003 + 0.000004 * (number % 300))
+            while True:
+                publisher.publish(b"interrupted at some moment")
+        except KeyboardInterrupt:
+            pass
+        publisher.publish(b"after").result(20)
+print("all", flush=True)
+"""
+
+
+def test_an_interrupt_in_the_middle_of_publish_holds_up_nothing(run: Run) -> None:
+    script = run("-c", INTERRUPTED)
+    assert script.wait(90) == 0
+    assert script.out == ["all"]

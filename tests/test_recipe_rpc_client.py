@@ -1,6 +1,7 @@
 """recipes/rpc_client.py: what its page states, from many threads, over connections that break."""
 
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ from testbed.broker import Broker, OwnBroker
 from testbed.settings import free_ports
 from testbed.waiting import wait_until
 from tests.conftest import Run, Variant
+from tests.network import Network
 from tests.scripts import answer, take_request
 
 SCRIPT, SERVER, QUEUE = "recipes/rpc_client.py", "part_6/rpc_server.py", "rpc_queue"
@@ -239,3 +241,36 @@ def test_a_web_server_uses_both(run: Run, broker: Broker) -> None:
     assert (refused.status_code, "NO_ROUTE" in refused.text) == (502, True)
     server.terminate()
     assert server.wait() == 0
+
+
+def test_a_client_whose_thread_could_not_be_started_starts_one_later(
+    run: Run, broker: Broker
+) -> None:
+    run(SERVER).expect_ready()
+    with client_of(broker) as client:
+        size = threading.stack_size(1 << 46)  # so much that no thread can be started
+        try:
+            with pytest.raises(RuntimeError, match="thread"):
+                client.call(5)
+        finally:
+            threading.stack_size(size)
+        assert client.call(5, timeout=30) == 5
+
+
+def test_what_rabbitmq_or_the_network_refuses_is_pikas_error(own_broker: OwnBroker) -> None:
+    own_broker.ctl("add_user", "reader", "reader")
+    try:
+        own_broker.ctl("set_permissions", "reader", ".*", "^$", ".*")  # it may not send
+        url = own_broker.url.replace("guest:guest", "reader:reader")
+        with FibonacciRpcClient(pika.URLParameters(url)) as client:
+            for _ in range(3):
+                with pytest.raises(AMQPError, match="ACCESS_REFUSED"):
+                    client.call(5, timeout=30)
+    finally:
+        own_broker.ctl("delete_user", "reader")
+    with (
+        Network(own_broker.url, mode="silent") as network,
+        FibonacciRpcClient(pika.URLParameters(f"{network.url}?stack_timeout=0.5")) as client,
+        pytest.raises(AMQPError, match="Timeout"),
+    ):
+        client.call(5, timeout=30)
