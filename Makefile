@@ -34,7 +34,7 @@ bench: ## what each choice costs, in tables and pictures; QUICK=1 is coarser, RE
 faults: setup ## tasks and calls, while all that can be killed is killed; make faults SEED=17 does it again
 	@.venv/bin/python -m tools.faults $(if $(SEED),--seed=$(SEED)) $(ARGS)
 
-load: setup ## two hundred workers and receivers, ten thousand messages, and what memory they take
+load: setup ## two hundred workers and receivers, ten thousand messages: none is lost, or kept in memory
 	@LOAD=100 .venv/bin/python -m pytest tests/test_load.py $(ARGS)
 
 mutants: setup ## wrong edits of the scripts, and which test catches each; make mutants ARGS="-k name"

@@ -258,16 +258,17 @@ def test_a_client_whose_thread_could_not_be_started_starts_one_later(
 
 
 def test_what_rabbitmq_or_the_network_refuses_is_pikas_error(own_broker: OwnBroker) -> None:
-    own_broker.ctl("add_user", "reader", "reader")
+    own_broker.management("users/reader", "PUT", {"password": "reader", "tags": ""})
     try:
-        own_broker.ctl("set_permissions", "reader", ".*", "^$", ".*")  # it may not send
+        may_not_send = {"configure": ".*", "write": "^$", "read": ".*"}
+        own_broker.management("permissions/%2F/reader", "PUT", may_not_send)
         url = own_broker.url.replace("guest:guest", "reader:reader")
         with FibonacciRpcClient(pika.URLParameters(url)) as client:
             for _ in range(3):
                 with pytest.raises(AMQPError, match="ACCESS_REFUSED"):
                     client.call(5, timeout=30)
     finally:
-        own_broker.ctl("delete_user", "reader")
+        own_broker.management("users/reader", "DELETE")
     with (
         Network(own_broker.url, mode="silent") as network,
         FibonacciRpcClient(pika.URLParameters(f"{network.url}?stack_timeout=0.5")) as client,
