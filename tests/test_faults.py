@@ -14,7 +14,7 @@ from tools import faults
 from tools.faults import FULL, Ended, Report, Size
 
 SHORT = Size(
-    tasks=20,
+    tasks=12,
     clients=2,
     faults={
         "kill a busy worker": 1,
