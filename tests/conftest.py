@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from pika.adapters.blocking_connection import BlockingChannel as Channel
+from xdist.workermanage import WorkerController
 
 from testbed.broker import Broker, NoBrokerError, OwnBroker
 from testbed.choice import KINDS, prepare, prepare_cluster
@@ -19,6 +20,7 @@ Run = Callable[..., Terminal]
 Variant = Callable[..., str]
 
 _BROKER = pytest.StashKey[Broker]()
+_STARTED: pytest.StashKey[set[str]] = pytest.StashKey()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -44,6 +46,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Choose the broker, or cluster; the first test that needs it starts it."""
     config = session.config
+    config.stash[_STARTED] = set()
     if not config.option.collectonly:
         choose = prepare_cluster if config.option.cluster else prepare
         try:
@@ -71,12 +74,30 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="session")
 def started_broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
     """The broker of the run. With xdist each process has its own."""
+    config = request.config
     try:
-        with running(request.config.stash[_BROKER]) as broker:
+        with running(config.stash[_BROKER]) as broker:
+            started = f"RabbitMQ {broker.version}, {broker.description}"
+            config.stash[_STARTED].add(started)
+            getattr(config, "workeroutput", {})["broker"] = started
             yield broker
     except NoBrokerError as error:
         request.session.shouldstop = str(error)  # once, and not by each test
         raise
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: WorkerController) -> None:
+    """Note which broker a process had, if it had one, and did not crash."""
+    if started := getattr(node, "workeroutput", {}).get("broker"):
+        node.config.stash[_STARTED].add(started)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say which version each broker stated that was started."""
+    versions = terminalreporter.config.stash[_STARTED]
+    for started in sorted(versions):
+        terminalreporter.write_line(started)
 
 
 @pytest.fixture

@@ -119,8 +119,27 @@ COMMAND_LINE = (
     "# The rest is the command line: the same in all twelve scripts, but for arguments and one"
     " call."
 )
+# In this order, so that a reader sees at once what is new in the next part.
+ORDER = (ast.Import | ast.ImportFrom, ast.Assign, ast.FunctionDef | ast.ClassDef)
 #: Of all scripts together, blank ones too: a reader reads each of them.
 MOST_LINES = 1013
+
+
+def test_messaging_comes_first_and_then_the_command_line() -> None:
+    for script, source in SOURCES.items():
+        messaging, line, _ = source.partition(COMMAND_LINE)
+        assert line, script
+        body = ast.parse(source).body
+        assert ast.get_docstring(ast.parse(source)), script
+        ranks = [
+            next(n for n, kind in enumerate(ORDER) if isinstance(node, kind)) for node in body[1:-1]
+        ]
+        assert ranks == sorted(ranks), script
+        under = [node for node in body if node.lineno > len(messaging.splitlines())]
+        assert [ast.unparse(node).partition("\n")[0] for node in under] == [
+            "def main() -> None:",
+            "if __name__ == '__main__':",
+        ]
 
 
 def test_the_command_line_has_the_same_words_in_all() -> None:
