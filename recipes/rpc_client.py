@@ -55,7 +55,7 @@ class FibonacciRpcClient(AbstractContextManager["FibonacciRpcClient"]):
         self._lock, self._closed = threading.Lock(), False
         self._thread: threading.Thread | None = None  # while it has a connection, or makes one
         self._channel = Future[BlockingChannel]()  # done when requests can be sent on it
-        self._answers: dict[str | None, Future[int]] = {}  # of calls under way, by correlation id
+        self._answers: dict[str | None, Future[bytes]] = {}  # of calls under way, by correlation id
 
     def call(self, n: int, timeout: float = 10) -> int:
         """Return the n-th Fibonacci number, if a server says it within `timeout` seconds.
@@ -68,7 +68,7 @@ class FibonacciRpcClient(AbstractContextManager["FibonacciRpcClient"]):
         if not timeout > 0:
             raise TimeoutError(f"a timeout of {timeout} s leaves no time to answer")
         timeout = min(timeout, 86_400)  # a day: RabbitMQ refuses an expiration that is far away
-        deadline, body, answer = time.monotonic() + timeout, str(n).encode(), Future[int]()
+        deadline, body, answer = time.monotonic() + timeout, str(n).encode(), Future[bytes]()
         request = BasicProperties(reply_to=REPLY_TO, correlation_id=str(uuid.uuid4()))
         request.expiration = str(int(1000 * timeout))  # ms: then nobody waits for the answer
         with self._lock:
@@ -87,11 +87,14 @@ class FibonacciRpcClient(AbstractContextManager["FibonacciRpcClient"]):
             publish = partial(channel.basic_publish, exchange="", routing_key=QUEUE, mandatory=True)
             send = partial(publish, body=body, properties=request)
             channel.connection.add_callback_threadsafe(send)  # which the thread calls
-            return answer.result(deadline - time.monotonic())
+            number = answer.result(deadline - time.monotonic())
         except TimeoutError:
             raise TimeoutError("no answer in time: no server runs, or all are busy") from None
         finally:
             answers.pop(request.correlation_id, None)  # an answer that comes later is ignored
+        if not number.isdigit() or len(number) > 4300:  # Python reads no longer number
+            raise RpcError(f"the answer is no number: {number[:20]!r}")
+        return int(number)
 
     def close(self) -> None:
         """Close the connection, in a second at the most. Calls under way fail."""
@@ -137,10 +140,8 @@ class FibonacciRpcClient(AbstractContextManager["FibonacciRpcClient"]):
             answer.set_exception(RpcError(f"there is no queue {QUEUE!r}, so no server to answer"))
         elif properties.type == "error":
             answer.set_exception(RpcError(body.decode(errors="replace")))
-        elif not body.isdigit() or len(body) > 4300:  # Python reads no longer number
-            answer.set_exception(RpcError(f"the answer is no number: {body[:20]!r}"))
         else:
-            answer.set_result(int(body))
+            answer.set_result(body)
 
 
 def ask(parameters: pika.URLParameters, numbers: list[int], timeout: float) -> None:
