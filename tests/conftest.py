@@ -37,9 +37,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(optionalhook=True, tryfirst=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Run the tests in four processes, since they mostly wait; in one if there is one broker."""
+    """Run the tests in five processes, since they mostly wait; in one if there is one broker."""
     kind = config.option.broker
-    return 0 if kind == "url" or (kind == "auto" and os.environ.get("RABBITMQ_URL")) else 4
+    return 0 if kind == "url" or (kind == "auto" and os.environ.get("RABBITMQ_URL")) else 5
 
 
 @pytest.hookimpl(tryfirst=True)
