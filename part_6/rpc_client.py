@@ -110,10 +110,8 @@ class FibonacciRpcClient:
     def on_answer(
         self, _: BlockingChannel, method: object, properties: BasicProperties, body: bytes
     ) -> None:
-        """Keep the first answer to a request under way, or its return, and ignore all others."""
-        answer = self.requests.get(properties.correlation_id, (0, [b"nobody's"]))[1]
-        if answer:
-            return
+        """Keep the answer to a request under way, or its return; `result` takes the first."""
+        answer = self.requests.get(properties.correlation_id, (0, []))[1]  # or nobody's
         if isinstance(method, Basic.Return):
             answer.append(RpcError(f"there is no queue {QUEUE!r}, so no server to answer"))
         elif properties.type == "error":

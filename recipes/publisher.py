@@ -59,8 +59,8 @@ class Publisher(AbstractContextManager["Publisher"]):
         self._settling = False  # while callbacks of futures run, which may publish more
         self._sent, self._closed = 0, False  # the delivery tag of the last one that was sent
         self._pause = 1  # seconds before it connects again
-        self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
-        self._ioloop: IOLoop  # as soon as there is something to publish
+        self._thread: threading.Thread | None = None  # as soon as there is something to publish
+        self._ioloop: IOLoop
         self._channel: pika.channel.Channel | None = None  # while messages can be sent on it
 
     def publish(self, body: bytes, timeout: float = 30, **properties: Any) -> Future[None]:  # noqa: ANN401
@@ -87,9 +87,11 @@ class Publisher(AbstractContextManager["Publisher"]):
                 raise TimeoutError(f"no confirm of {self._in_flight} messages within {timeout} s")
             if self._closed:
                 raise PublishError("this publisher is closed")
-            if not self._thread.ident:
+            if not self._thread:
                 self._ioloop = IOLoop()
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="publisher", daemon=True)
+                thread.start()
+                self._thread = thread
             # The newest message may be settled already, while older ones still wait.
             tag = 1 + max(self._sent, next(reversed(self._messages), 0))
             if tag == self._sent + 1:  # if others wait to be sent, _send is on its way
@@ -105,7 +107,7 @@ class Publisher(AbstractContextManager["Publisher"]):
                 lambda: own or self._closed or not (self._messages or self._settling), timeout
             )
             self._closed = True
-        if self._thread.ident:
+        if self._thread:
             self._ioloop.add_callback_threadsafe(self._stop)
             if not own:
                 self._thread.join(timeout=5)
@@ -114,6 +116,9 @@ class Publisher(AbstractContextManager["Publisher"]):
         self.close()
 
     def _run(self) -> None:  # in the publisher's own thread, as all that follows
+        with self._lock:
+            if threading.current_thread() is not self._thread:
+                return  # publish was interrupted as it started us, and the next one starts another
         try:
             while not self._closed:
                 try:

@@ -110,6 +110,9 @@ class FibonacciRpcClient(AbstractContextManager["FibonacciRpcClient"]):
         self.close()
 
     def _run(self) -> None:
+        with self._lock:
+            if threading.current_thread() is not self._thread:
+                return  # call was interrupted as it started us, and the next one starts another
         why: Exception = RpcError("this client is closed")
         try:
             with pika.BlockingConnection(self._parameters) as connection:

@@ -422,6 +422,7 @@ def test_callbacks_may_publish_close_and_raise(broker: Broker) -> None:
 
     publisher.publish(b"last").add_done_callback(close)
     assert closed.result(30) < 10
+    assert publisher._thread
     publisher._thread.join(30)
     assert not publisher._thread.is_alive()
 
@@ -432,6 +433,7 @@ def test_two_threads_may_close_it(broker: Broker) -> None:
         publisher.publish(b"one").result(30)
         with ThreadPoolExecutor(2) as threads:
             assert list(threads.map(lambda _: publisher.close(), range(2))) == [None, None]  # noqa: B023
+        assert publisher._thread
         assert not publisher._thread.is_alive()
 
 

@@ -122,7 +122,7 @@ COMMAND_LINE = (
 # In this order, so that a reader sees at once what is new in the next part.
 ORDER = (ast.Import | ast.ImportFrom, ast.Assign, ast.FunctionDef | ast.ClassDef)
 #: Of all scripts together, blank ones too: a reader reads each of them.
-MOST_LINES = 1013
+MOST_LINES = 1011
 
 
 def test_messaging_comes_first_and_then_the_command_line() -> None:
