@@ -82,7 +82,8 @@ ALL_PASSED = Verdict(None, "all tests passed")
 
 def judge(tree: Path, broker: str, tests: Iterable[str]) -> Verdict:
     """Run the tests below `tree` until one fails, on a broker of that kind."""
-    environment = {**os.environ, "TESTBED_PATIENCE": "10"}  # many a mutant shows by a wait in vain
+    # Many a mutant shows by a wait in vain. pika takes up to 12 s to see that heartbeats are missing.
+    environment = {**os.environ, "TESTBED_PATIENCE": "20"}
     # Tests that stop a broker, which catch what no other does, skip one that was only named.
     environment.pop("RABBITMQ_URL", None)
     # On a busy machine a test may fail for lack of time, or catch by luck: it has to fail twice.
