@@ -82,7 +82,7 @@ ALL_PASSED = Verdict(None, "all tests passed")
 
 def judge(tree: Path, broker: str, tests: Iterable[str]) -> Verdict:
     """Run the tests below `tree` until one fails, on a broker of that kind."""
-    # Many a mutant shows by a wait in vain. pika takes up to 12 s to see that heartbeats are missing.
+    # Many a mutant shows by a wait in vain. pika may take 12 s to see that heartbeats are missing.
     environment = {**os.environ, "TESTBED_PATIENCE": "20"}
     # Tests that stop a broker, which catch what no other does, skip one that was only named.
     environment.pop("RABBITMQ_URL", None)
