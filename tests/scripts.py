@@ -30,10 +30,7 @@ SERVICES = (WORKER, SERVER)
 PRODUCERS = (*SENDERS, CLIENT)
 CONSUMERS = (*VIEWERS, *SERVICES)
 SCRIPTS = (*PRODUCERS, *CONSUMERS)
-#: One of each kind, for what they have from a command line that is the same in all.
-PRODUCER_OF_EACH = ("part_1/sender.py", NEW_TASK, CLIENT)
-CONSUMER_OF_EACH = ("part_4/receive_logs_direct.py", *SERVICES)
-ONE_OF_EACH = (*PRODUCER_OF_EACH, *CONSUMER_OF_EACH)
+ONE_OF_EACH = ("part_1/sender.py", NEW_TASK, CLIENT, "part_4/receive_logs_direct.py", *SERVICES)
 
 SOURCES = {script: (REPOSITORY / script).read_text(encoding="utf-8") for script in SCRIPTS}
 
@@ -154,6 +151,15 @@ for kind in (BlockingConnection, BlockingChannel):
         if inspect.isfunction(method) and name not in ("__init__", "add_callback_threadsafe"):
             setattr(kind, name, watched(method))
 """
+
+
+def entry(script: str) -> str:
+    """Return the name of the script's function that connects, or that has the connection."""
+    if script in SERVICES:
+        return "serve"
+    return {"part_1/sender.py": "send", NEW_TASK: "send", CLIENT: "ask"}.get(
+        script, "emit" if script in SENDERS else "receive"
+    )
 
 
 def beginning(script: str, function: str, statement: str) -> tuple[str, str]:

@@ -33,7 +33,7 @@ def test_a_short_run(own_broker: OwnBroker) -> None:
     print("\n".join([*told, report.figures()]))
     assert list(report.wrong(len(jobs))) == []
     *carried_out, recipes = told
-    assert [fault.what in line for fault, line in zip(planned, carried_out, strict=True)]
+    assert all(fault.what in line for fault, line in zip(planned, carried_out, strict=True))
     assert "3 workers" in recipes  # one of them in the place of one killed
     assert sum(sender.sent for sender in report.senders) == SHORT.tasks
     assert sum(client.through for client in report.clients) == SHORT.clients

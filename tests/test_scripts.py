@@ -31,15 +31,14 @@ from testbed.waiting import wait_until
 from tests.conftest import Run, Variant
 from tests.network import Network
 from tests.scripts import (
-    CONSUMER_OF_EACH,
     CONSUMERS,
     DONE,
     NO_PAUSES,
     ONE_OF_EACH,
-    PRODUCER_OF_EACH,
     PRODUCERS,
     QUEUE_OF,
     SCRIPTS,
+    SENDERS,
     SERVICES,
     SOURCES,
     VIEWERS,
@@ -51,6 +50,7 @@ from tests.scripts import (
     at_work,
     beginning,
     command,
+    entry,
     fails_with_one_line,
     publish,
 )
@@ -121,8 +121,21 @@ COMMAND_LINE = (
 )
 # In this order, so that a reader sees at once what is new in the next part.
 ORDER = (ast.Import | ast.ImportFrom, ast.Assign, ast.FunctionDef | ast.ClassDef)
-#: Of all scripts together, blank ones too: a reader reads each of them.
-MOST_LINES = 1011
+#: Of each script, blank ones too: a reader reads each of them.
+MOST_LINES = {
+    "part_1/sender.py": 56,
+    "part_1/receive.py": 66,
+    "part_2/new_task.py": 78,
+    "part_2/worker.py": 119,
+    "part_3/emit_log.py": 58,
+    "part_3/receive_logs.py": 70,
+    "part_4/emit_log_direct.py": 59,
+    "part_4/receive_logs_direct.py": 73,
+    "part_5/emit_log_topic.py": 59,
+    "part_5/receive_logs_topic.py": 74,
+    "part_6/rpc_client.py": 163,
+    "part_6/rpc_server.py": 136,
+}
 
 
 def test_messaging_comes_first_and_then_the_command_line() -> None:
@@ -140,6 +153,7 @@ def test_messaging_comes_first_and_then_the_command_line() -> None:
             "def main() -> None:",
             "if __name__ == '__main__':",
         ]
+        assert len(source.splitlines()) <= MOST_LINES[script], script
 
 
 def test_the_command_line_has_the_same_words_in_all() -> None:
@@ -155,7 +169,6 @@ def test_the_command_line_has_the_same_words_in_all() -> None:
         tails[script], calls = own_call.subn("", without_arguments)
         assert (found, calls) == (1, 1), script
     assert len(set(tails.values())) == 1
-    assert sum(len(source.splitlines()) for source in SOURCES.values()) <= MOST_LINES
 
 
 def test_pika_is_called_with_keywords() -> None:
@@ -184,12 +197,24 @@ def test_uv_runs_the_bare_file(tmp_path: Path) -> None:
     assert f"python {SERVER}" in said.decode()
 
 
+def test_help_says_how_to_call_it(run: Run, unused_port: int) -> None:
+    nobody = address(f"localhost:{unused_port}")
+    for script, terminal in [(script, run(script, "--help", url=nobody)) for script in SCRIPTS]:
+        assert terminal.wait() == 0
+        said = "\n".join(terminal.out)
+        assert f"python {script}" in said
+        partners = [other for other in SCRIPTS if Path(other).parent == Path(script).parent]
+        assert [partner for partner in partners if Path(partner).name not in said] == []
+        assert terminal.error == []
+
+
 def test_wrong_arguments(run: Run) -> None:
-    # tests/test_any_input.py tries many in each script, within one process.
-    terminal = run(CLIENT, "--timeout=nan")
-    assert terminal.wait() == 2
-    assert terminal.out == []
-    assert terminal.error[0].startswith("usage: ")
+    wrong = [run(*command(script), "--nonsense") for script in ONE_OF_EACH]
+    missing = [run(script) for script in WITH_KEY]
+    for terminal in (*wrong, *missing, run(CLIENT, "--timeout=nan"), run(CLIENT, "9" * 5000)):
+        assert terminal.wait() == 2
+        assert terminal.out == []
+        assert terminal.error[0].startswith("usage: ")
 
 
 def test_an_argument_that_is_not_text_is_refused(run: Run) -> None:
@@ -242,8 +267,7 @@ NO_ADDRESSES = (
 def test_what_is_no_address(run: Run) -> None:
     # tests/test_any_input.py tries all of them in each script, within one process.
     for terminal in [
-        run(*command(script), url=url)
-        for script, url in zip(CONSUMER_OF_EACH, NO_ADDRESSES[9:], strict=False)
+        run(*command(script), url=url) for script, url in zip(SCRIPTS, NO_ADDRESSES, strict=False)
     ]:
         fails_with_one_line(terminal)
         assert (terminal.out, terminal.error) == ([], [NO_ADDRESS])
@@ -255,8 +279,8 @@ def test_what_is_no_address(run: Run) -> None:
 def test_no_broker_takes_the_connection(run: Run, broker: Broker, unused_port: int) -> None:
     for host, scripts, clue in (
         (f"localhost:{unused_port}", ONE_OF_EACH, "Connection refused"),
-        ("nowhere.invalid", PRODUCER_OF_EACH, "gaierror"),
-        (host_of(broker), CONSUMER_OF_EACH, "ACCESS_REFUSED"),  # the password is wrong
+        ("nowhere.invalid", ONE_OF_EACH, "gaierror"),
+        (host_of(broker), ONE_OF_EACH, "ACCESS_REFUSED"),  # the password is wrong
     ):
         each_fails_with_one_line(run, address(host), scripts, clue)
 
@@ -294,7 +318,7 @@ def test_the_virtual_host_is_missing_or_not_the_logins(
 def test_a_login_is_refused_its_permissions(run: Run, own_broker: OwnBroker, limited: str) -> None:
     # To declare a queue or an exchange takes the permission to configure it.
     permit(own_broker, configure="^$", write=".*", read=".*")
-    each_fails_with_one_line(run, limited, ONE_OF_EACH, "ACCESS_REFUSED")
+    each_fails_with_one_line(run, limited, SCRIPTS, "ACCESS_REFUSED")
 
     # Consuming is the last that a consumer does before it says that it waits. It takes the
     # permission to read from the queue; to bind, from the exchange.
@@ -304,7 +328,7 @@ def test_a_login_is_refused_its_permissions(run: Run, own_broker: OwnBroker, lim
 
     # To publish takes the permission to write to the exchange.
     permit(own_broker, configure=".*", write="^$", read=".*")
-    each_fails_with_one_line(run, limited, ("part_1/sender.py", NEW_TASK), "ACCESS_REFUSED")
+    each_fails_with_one_line(run, limited, SENDERS, "ACCESS_REFUSED")
     # RabbitMQ closes the channel of a request that it refuses while the client waits for an answer.
     each_fails_with_one_line(run, limited, (CLIENT,), "a request refused")
 
@@ -375,10 +399,9 @@ def test_a_message_that_pika_cannot_decode(
     monkeypatch.setattr("calendar.timegm", lambda _: 1_700_000_000_000)
     headers = {"sent": datetime.now(UTC)}
     consumers = {
-        script: run(*after(NO_PAUSES), *command(script)).expect_ready()
-        for script in CONSUMER_OF_EACH
+        script: run(*after(NO_PAUSES), *command(script)).expect_ready() for script in CONSUMERS
     }
-    for script in CONSUMER_OF_EACH:
+    for script in CONSUMERS:
         publish(channel, script, b"1", BasicProperties(headers=headers))
     for script, consumer in consumers.items():
         if script in VIEWERS:
@@ -399,19 +422,19 @@ def test_output_that_cannot_be_written(run: Run, broker: Broker, channel: Channe
     started: list[tuple[Terminal, str]] = []
     # A file on a disk that is full; the other end of a pipe that has ended, as in `| head -1`; and
     # a terminal window that was closed.
-    for script in CONSUMER_OF_EACH:
+    for script in CONSUMERS:
         start(script, os.open("/dev/full", os.O_WRONLY), "No space left on device")
         for ends, clue in ((os.pipe, "Broken pipe"), (pty.openpty, "Input/output error")):
             reading, writing = ends()
             start(script, writing, clue)
             with open(reading, "rb", buffering=0) as lines:  # noqa: PTH123 - a file descriptor
                 assert b"[*] Waiting" in lines.read(1000)
-    for script in ("part_1/sender.py", NEW_TASK):  # now, since no consumer could show what is sent
+    for script in SENDERS:  # now, since no consumer could show what is sent
         start(script, os.open("/dev/full", os.O_WRONLY), "No space left on device")
         reading, writing = os.pipe()
         os.close(reading)
         start(script, writing, "Broken pipe")
-    for script in (*CONSUMER_OF_EACH, *CONSUMER_OF_EACH):
+    for script in (*CONSUMERS, *CONSUMERS):
         publish(channel, script, b"1")
     for terminal, clue in started:
         fails_with_one_line(terminal, clue)
@@ -430,11 +453,9 @@ def test_an_error_in_the_code_keeps_its_traceback(
         "open('missing.txt')": "FileNotFoundError: [Errno 2] No such file or directory:"
         " 'missing.txt'",
     }
-    # The function of each that has the connection.
-    functions = zip(ONE_OF_EACH, ("send", "send", "ask", "receive", "serve", "serve"), strict=True)
     broken = [
-        (run(variant(script, beginning(script, function, code)), *command(script)[1:]), error)
-        for script, function in functions
+        (run(variant(script, beginning(script, entry(script), code)), *command(script)[1:]), error)
+        for script in SCRIPTS
         for code, error in list(mistakes.items())[: 2 if script in (NEW_TASK, WORKER) else 1]
     ]
     for terminal, error in broken:
@@ -522,7 +543,7 @@ def test_a_network_that_goes_silent(run: Run, broker: Broker) -> None:
     with Network(broker.url) as network:
         # pika looks for heartbeats 5 s after one is due; a minute is what RabbitMQ proposes.
         url = f"{network.url}?heartbeat=1"
-        consumers = {s: run(*command(s), url=url).expect_ready() for s in CONSUMER_OF_EACH}
+        consumers = {s: run(*command(s), url=url).expect_ready() for s in CONSUMERS}
         network.mode = "silent"
         each_fails_with_one_line(
             run, f"{network.url}?stack_timeout=1", ONE_OF_EACH, "AMQPConnectorStackTimeout"
@@ -597,18 +618,17 @@ serve(pika.URLParameters({broker.url!r}))
         assert service.wait() == 0
 
 
-def test_a_connection_is_used_by_one_thread(run: Run, broker: Broker, channel: Channel) -> None:
-    # The other scripts have no second thread.
-    services = {s: run(*after(WATCH_THREADS), s).expect_ready() for s in SERVICES}
-    for terminal in [run(*after(WATCH_THREADS), script) for script in (CLIENT, NEW_TASK)]:
-        assert terminal.wait() == 0
-        assert terminal.error == []
-    services[SERVER].expect("fib(30)")
-    services[WORKER].expect("Done")
-    for service in services.values():
-        service.terminate()
-        assert service.wait() == 0
-        assert service.error == []
+def test_a_connection_is_used_by_one_thread(run: Run, broker: Broker) -> None:
+    consumers = {s: run(*after(WATCH_THREADS), *command(s)).expect_ready() for s in CONSUMERS}
+    for script in PRODUCERS:
+        producer = run(*after(WATCH_THREADS), *command(script))
+        assert producer.wait() == 0
+        assert producer.error == []
+    for script, consumer in consumers.items():
+        consumer.expect("fib(30)" if script == SERVER else "Hello World!")
+        consumer.terminate()
+        consumer.wait()
+        assert consumer.error == []
 
 
 # How long a sender waits.

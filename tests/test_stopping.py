@@ -22,10 +22,9 @@ from testbed.waiting import wait_until
 from tests.conftest import Run, Variant
 from tests.network import Mode, Network
 from tests.scripts import (
-    CONSUMER_OF_EACH,
+    CONSUMERS,
     DONE,
     FINISHING,
-    PRODUCER_OF_EACH,
     PRODUCERS,
     QUEUE_OF,
     SCRIPTS,
@@ -93,9 +92,9 @@ def test_while_waiting_for_a_confirm_or_an_answer(
 
 
 def test_a_viewer_ends_quietly(run: Run, broker: Broker) -> None:
-    viewers = [run(*command(script)).expect_ready() for script in VIEWERS]
-    for viewer, number in zip(viewers, cycle(BOTH), strict=False):
-        viewer.process.send_signal(number)
+    viewers = {(script, number): run(*command(script)) for script in VIEWERS for number in BOTH}
+    for (_, number), viewer in viewers.items():
+        viewer.expect_ready().process.send_signal(number)
         ends_at_once(viewer, number)
         assert len(viewer.out) == 1
 
@@ -114,7 +113,8 @@ def test_an_idle_service(run: Run, broker: Broker) -> None:
     assert [broker.consumers(QUEUE_OF[script]) for script in SERVICES] == [0, 0]
 
 
-@pytest.mark.parametrize(("number", "prefetch_count"), [(BOTH[0], 1), (BOTH[1], 10)])
+@SIGNALS
+@pytest.mark.parametrize("prefetch_count", [1, 10])
 def test_a_service_at_work_finishes_its_task_and_takes_no_more(
     run: Run,
     broker: Broker,
@@ -219,7 +219,7 @@ def test_as_process_1(run: Run, broker: Broker, channel: Channel, variant: Varia
         script.terminate()
 
     consumers = {}
-    for script in CONSUMER_OF_EACH:
+    for script in CONSUMERS:
         path = variant(script, at_work(script, 1)) if script in SERVICES else script
         consumers[script] = run("-c", AS_PROCESS_1, path, *command(script)[1:])
     for script, consumer in consumers.items():
@@ -234,8 +234,7 @@ def test_as_process_1(run: Run, broker: Broker, channel: Channel, variant: Varia
         assert (" [x] Done" in consumer.out) == (script == WORKER)
     with Network(broker.url, mode="silent") as network:
         producers = [
-            run("-c", AS_PROCESS_1, *command(script), url=network.url)
-            for script in PRODUCER_OF_EACH
+            run("-c", AS_PROCESS_1, *command(script), url=network.url) for script in PRODUCERS
         ]
         wait_until(lambda: network.accepted == len(producers), "all to be connecting")
         for producer in producers:
