@@ -69,6 +69,21 @@ def test_a_goal_is_met_or_missed(results: Results) -> None:
     assert [line.split(": ")[-1] for line in results.goals("memory")] == ["1.10, missed."]
 
 
+def test_a_figure_in_a_sentence_is_short(results: Results, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Results, "read", lambda: results)
+    assert readme.figure("working", "worker.py") == "1.20"
+    assert readme.figure("working", "worker_4.py, plain", of="worker.py") == "0.83"
+    assert readme.share("working", "worker.py") == "120 %"
+    assert readme.share("working", "worker.py", by=100) == "1.20 %"
+    assert readme.rate("working", "worker.py") == "150 tasks a second"
+    results.add(Sample("memory", "worker_4.py", 24.8))
+    results.add(Sample("memory", "worker.py", 26.04))
+    assert readme.figure("memory", "worker.py") == "1.05"
+    assert readme.rate("memory", "worker.py") == "26 megabytes"
+    assert readme.rate("latency_99", "a confirm") == "4.2 ms"
+    assert readme.measured_on() == "RabbitMQ 3.13.7, Erlang 26.2.5, 4 cores."
+
+
 @pytest.mark.parametrize("page", bench.PAGES, ids=lambda page: page.parent.name)
 def test_a_page_shows_the_last_full_run(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
