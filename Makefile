@@ -12,7 +12,7 @@ demo: setup ## all parts running: each command line, and what it printed
 	@.venv/bin/python -m tools.demo $(ARGS)
 
 test: setup ## the proofs; make test ARGS="--broker=docker -k part_2" chooses
-	@.venv/bin/python -m pytest -p no:rerunfailures --numprocesses=auto --maxschedchunk=1 $(ARGS)
+	@.venv/bin/python -m pytest --numprocesses=auto --maxschedchunk=1 $(ARGS)
 
 test-cluster: ## the proofs on three nodes, of which some are killed; takes ARGS too
 	@./setup.sh cluster

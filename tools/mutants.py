@@ -87,7 +87,8 @@ def judge(tree: Path, broker: str, tests: Iterable[str]) -> Verdict:
     # Tests that stop a broker, which catch what no other does, skip one that was only named.
     environment.pop("RABBITMQ_URL", None)
     # On a busy machine a test may fail for lack of time, or catch by luck: it has to fail twice.
-    options = ["-x", "--reruns=1", "-p", "tools.mutants_plugin", "-p", "no:cacheprovider"]
+    plugins = ["-p", "pytest_rerunfailures", "-p", "tools.mutants_plugin", "-p", "no:cacheprovider"]
+    options = ["-x", "--reruns=1", *plugins]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options, f"--broker={broker}", *tests],
         cwd=tree,
