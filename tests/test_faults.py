@@ -35,8 +35,8 @@ def test_a_short_run(own_broker: OwnBroker) -> None:
     *carried_out, recipes = told
     assert all(fault.what in line for fault, line in zip(planned, carried_out, strict=True))
     assert "3 workers" in recipes  # one of them in the place of one killed
-    assert sum(sender.sent for sender in report.senders) == SHORT.tasks
-    assert sum(client.through for client in report.clients) == SHORT.clients
+    through = Counter(job.command[0] for job in report.jobs if job.code == 0)
+    assert through == {NEW_TASK: SHORT.tasks, CLIENT: SHORT.clients}
     assert len(report.consumers) == faults.WORKERS + faults.SERVERS + 4
 
 
@@ -81,8 +81,10 @@ DROPPED = replace(worker("1"), out=worker("1").out[:-1])
 # One task was sent and done, a second was done twice, a third is in doubt and has arrived, and so
 # is a fourth that has not.
 RIGHT = Report(
-    senders=[sender("1"), sender("2"), sender("3", CLEAR), sender("4", CLEAR), sender("3 again")],
-    clients=[ANSWERED, replace(ANSWERED, code=1, out=ANSWERS[:2], error=[CLEAR])],
+    jobs=[
+        *(sender("1"), sender("2"), sender("3", CLEAR), sender("4", CLEAR), sender("3 again")),
+        *(ANSWERED, replace(ANSWERED, code=1, out=ANSWERS[:2], error=[CLEAR])),
+    ],
     consumers=[
         worker("1", "2"),
         replace(
@@ -117,6 +119,7 @@ def test_what_may_happen_is_not_wrong() -> None:
         (sender("6", "What", "Why"), "exit code 1, without one clear line: ['What', 'Why']"),
         (replace(sender("6", CLEAR), calm=True), "although the broker ran all the while: "),
         (Ended((NEW_TASK, "6"), 0), f"{NEW_TASK} '6' ended with exit code 0 and: []"),
+        (replace(sender("1"), error=["Odd"]), "'1' ended well, and said on stderr: ['Odd']"),
         (Ended((SERVER,), 1, error=["Error"]), "ended by itself, exit code 1: ['Error']"),
         (Ended((SERVER,), 0), f"{SERVER} ended by itself, exit code 0: ()"),
         (Ended((SERVER,), -signal.SIGTERM, told=True), "ended by itself, exit code -15: ()"),
@@ -127,10 +130,9 @@ def test_what_may_happen_is_not_wrong() -> None:
     ],
 )
 def test_a_program_that_did_what_it_may_not_is_wrong(program: Ended, complaint: str) -> None:
-    kind = {NEW_TASK: "senders", CLIENT: "clients"}.get(program.command[0], "consumers")
     report = deepcopy(RIGHT)
-    getattr(report, kind).append(program)
-    (wrong,) = report.wrong(sum(job.through for job in (*report.senders, *report.clients)))
+    (report.jobs if program.command[0] in (NEW_TASK, CLIENT) else report.consumers).append(program)
+    (wrong,) = report.wrong(sum(job.code == 0 for job in report.jobs))
     assert complaint in wrong
 
 

@@ -24,10 +24,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import pika
 
@@ -68,8 +69,6 @@ ATTEMPTS = 5
 
 # The lines by which a worker's or a server's state is known.
 WAITING, FINISHING, DONE = " [*] Waiting for ", " [*] Finishing this ", " [x] Done"
-
-QUEUES = (TASK_QUEUE, RPC_QUEUE)
 
 Command = tuple[str, ...]
 
@@ -130,6 +129,16 @@ def plan(size: Size, seed: int) -> tuple[list[Command], list[Fault]]:
     return jobs, faults
 
 
+def fibonacci(n: int) -> int:
+    """Return the n-th Fibonacci number, by doubling: another way than the server's."""
+    current, following = 0, 1
+    for bit in f"{n:b}":
+        current, following = current * (2 * following - current), current**2 + following**2
+        if bit == "1":
+            current, following = following, current + following
+    return current
+
+
 @dataclass(frozen=True)
 class Ended:
     """A program that has ended: its command line, its exit code and what it printed."""
@@ -147,14 +156,11 @@ class Ended:
         return repr(self.command[-1])
 
     @property
-    def sent(self) -> bool:
-        """Whether it reported its task as sent."""
-        return f" [x] Sent {self.task}" in self.out
-
-    @property
-    def through(self) -> bool:
-        """Whether its job is done, and need not be tried again."""
-        return self.sent if self.command[0] == NEW_TASK else self.code == 0
+    def results(self) -> list[str]:
+        """What it says of its job, once that is done: `Sent`, or an answer in each line."""
+        if self.command[0] == NEW_TASK:
+            return [f" [x] Sent {self.task}"]
+        return [f" [.] fib({n}) = {fibonacci(int(n))}" for n in self.command[3:]]
 
     @property
     def done(self) -> list[str]:
@@ -162,37 +168,21 @@ class Ended:
         return list(tasks_done(line for line in self.out if line.startswith(" [x] ")))
 
 
-def fibonacci(n: int) -> int:
-    """Return the n-th Fibonacci number, by doubling: another way than the server's."""
-    current, following = 0, 1
-    for bit in f"{n:b}":
-        current, following = current * (2 * following - current), current**2 + following**2
-        if bit == "1":
-            current, following = following, current + following
-    return current
-
-
-def wrong_with_program(ended: Ended) -> Iterator[str]:
+def wrong_with_job(ended: Ended) -> Iterator[str]:
     """Say what is wrong with how a sender or a client ended, whatever befell it."""
     called = f"{ended.command[0]} {ended.command[-1]!r}"
     if ended.code is None:
         yield f"{called} hung: {[*ended.out, *ended.error]}"
-    elif ended.code == 0:
-        if ended.error or (ended.command[0] == NEW_TASK and not ended.sent):
-            yield f"{called} ended with exit code 0 and: {[*ended.out, *ended.error]}"
-    elif ended.code != 1 or len(ended.error) != 1 or not ended.error[0].startswith(" [!] "):
+    elif ended.code == 0 and ended.error:
+        yield f"{called} ended well, and said on stderr: {ended.error}"
+    elif ended.code and (len(ended.error) != 1 or not ended.error[0].startswith(" [!] ")):
         yield f"{called} ended with exit code {ended.code}, without one clear line: {ended.error}"
-    elif ended.calm:
+    elif ended.code and ended.calm:
         yield f"{called} failed, although the broker ran all the while: {ended.error[0]}"
-
-
-def wrong_with_answers(client: Ended) -> Iterator[str]:
-    """Say if an answer of a client is wrong, or is missing although it ended well."""
-    printed = [line for line in client.out if line.startswith(" [.] ")]
-    # The client prints its answers in the order in which it asked, until one does not come.
-    right = [f" [.] fib({n}) = {fibonacci(int(n))}" for n in client.command[3:]]
-    if printed != (right if client.code == 0 else right[: len(printed)]):
-        yield f"{CLIENT} {client.command[3:]} ended with exit code {client.code} and: {printed}"
+    results = [line for line in ended.out if line.startswith((" [x] Sent ", " [.] "))]
+    # A client prints its answers in the order in which it asked, until one does not come.
+    if results != ended.results[: None if ended.code == 0 else len(results)]:
+        yield f"{called} ended with exit code {ended.code} and: {results}"
 
 
 def wrong_with_consumer(ended: Ended) -> Iterator[str]:
@@ -237,25 +227,12 @@ def stopped_in(
     return came_again
 
 
-def wrong_with_tasks(senders: Iterable[Ended], workers: Sequence[Ended]) -> Iterator[str]:
-    """Say which tasks are lost, and which were done that nobody asked for."""
-    done = {task for worker in workers for task in worker.done}
-    asked = set()
-    for sender in senders:
-        asked.add(sender.task)
-        if sender.sent and sender.task not in done:
-            begun = sum(f"{RECEIVED}{sender.task}" in worker.out for worker in workers)
-            yield f"lost: {sender.task} was sent, begun by {begun} workers, and done by none"
-    for task in sorted(done - asked):
-        yield f"never asked for: {task} was done, and nobody had sent it"
-
-
 @dataclass
 class Report:
-    """What came of a run: each run of new_task.py and rpc_client.py, the workers and servers."""
+    """What came of a run."""
 
-    senders: list[Ended] = field(default_factory=list)
-    clients: list[Ended] = field(default_factory=list)
+    #: Each run of new_task.py and of rpc_client.py.
+    jobs: list[Ended] = field(default_factory=list)
     consumers: list[Ended] = field(default_factory=list)
     #: The tasks that workers finished when told to stop, and how often each came again.
     stopped_in: dict[str, int] = field(default_factory=dict)
@@ -264,36 +241,51 @@ class Report:
 
     def wrong(self, jobs: int) -> Iterator[str]:
         """Say all that is wrong, where so many jobs were to be done."""
-        programs = [*self.senders, *self.clients]
-        for program in programs:
-            yield from wrong_with_program(program)
-        for client in self.clients:
-            yield from wrong_with_answers(client)
+        for job in self.jobs:
+            yield from wrong_with_job(job)
         for consumer in self.consumers:
             yield from wrong_with_consumer(consumer)
-        yield from wrong_with_tasks(self.senders, self.consumers)
+        asked = {job.task for job in self.jobs if job.command[0] == NEW_TASK}
+        done = {task for consumer in self.consumers for task in consumer.done}
+        for task in sorted(self._sent() - done):
+            begun = sum(f"{RECEIVED}{task}" in worker.out for worker in self.consumers)
+            yield f"lost: {task} was sent, begun by {begun} workers, and done by none"
+        for task in sorted(done - asked):
+            yield f"never asked for: {task} was done, and nobody had sent it"
         for task, times in self.stopped_in.items():
             if times:
                 yield f"done twice: {task}, which a worker had finished when told to stop"
-        if failed := jobs - sum(program.through for program in programs):
+        if failed := jobs - sum(job.code == 0 for job in self.jobs):
             yield f"{failed} of {jobs} jobs failed {ATTEMPTS} times"
         yield from self.others
 
     def figures(self) -> str:
         """Say how much was done."""
         done = Counter(task for consumer in self.consumers for task in consumer.done)
-        sent = sum(sender.sent for sender in self.senders)
-        answers = sum(line.startswith(" [.] ") for client in self.clients for line in client.out)
+        answers = sum(line.startswith(" [.] ") for job in self.jobs for line in job.out)
         again = sum(times > 1 for times in done.values())
         return (
-            f"{sent} tasks reported as sent; {len(done)} done, {again} of them twice or more;"
-            f" {len(self.stopped_in)} finished when told to stop; {answers} calls answered"
+            f"{len(self._sent())} tasks reported as sent; {len(done)} done, {again} of them twice"
+            f" or more; {len(self.stopped_in)} finished when told to stop; {answers} calls answered"
         )
+
+    def _sent(self) -> set[str]:
+        return {job.task for job in self.jobs if f" [x] Sent {job.task}" in job.out}
+
+
+def end_of(terminal: Terminal, command: Command, limit: float) -> Ended:
+    """Return how a program has ended; kill it if it has not, and it was given `limit` seconds."""
+    try:
+        code = terminal.wait(limit)
+    except subprocess.TimeoutExpired:
+        terminal.kill()
+        code = None
+    return Ended(command, code, terminal.out, terminal.error)
 
 
 # What stands in for recipes/worker.py: that, with work that fails one time in five. A try that its
 # worker does not outlive counts as failed, too, so there are many.
-RECIPE_WORKER = """
+RECIPE_WORKER = r"""
 import random, sys
 sys.path.insert(0, "recipes")
 import worker
@@ -301,7 +293,7 @@ import worker
 def work(job):
     if random.random() < 0.2:
         raise ValueError("not this time")
-    print("did", job, flush=True)
+    print(f"did {job}\n", end="", flush=True)  # in one piece, since several threads print
 
 worker.work, worker.RETRY_DELAYS = work, (1,) * 30
 worker.main()
@@ -316,83 +308,89 @@ class Recipes:
     lost connection.
     """
 
-    def __init__(self, broker: OwnBroker, programs: Programs, calm: Callable[[], int]) -> None:
-        """Start all. `calm` returns how often the broker went so far, or -1 while it is gone."""
-        self._broker, self._programs, self._calm = broker, programs, calm
-        parameters = pika.URLParameters(broker.url)
+    def __init__(self, programs: Programs, outages: Callable[[], float]) -> None:
+        """Start all. `outages` returns how often the broker went, or NaN while it is gone."""
+        self._programs, self._outages = programs, outages
+        parameters = pika.URLParameters(programs.broker.url)
         self._publisher = Publisher(parameters, "jobs")
         self._client = FibonacciRpcClient(parameters)
         self._jobs: list[Future[None]] = []
         self._right, self._lost, self._wrong = 0, 0, list[str]()
-        self._workers = [self._start(), self._start()]
-        self._all = list(self._workers)
-        self.end = threading.Event()  # set it, and no more is begun
-        self._pool = ThreadPoolExecutor(2)
-        self._loops = [self._pool.submit(loop) for loop in (self._publish, self._call)]
+        self._workers: list[Terminal] = []
+        self._start_workers(2)
+        self._end = threading.Event()  # once it is set, no more is begun
+        pool = ThreadPoolExecutor(2)
+        self._loops = [pool.submit(self._repeat, each) for each in (self._publish, self._call)]
+        pool.shutdown(wait=False)
 
-    def _start(self) -> Terminal:
-        return self._programs.start("-c", RECIPE_WORKER).expect_ready()
+    def _start_workers(self, number: int) -> None:
+        started = [self._programs.start("-c", RECIPE_WORKER) for _ in range(number)]
+        self._workers += [worker.expect_ready() for worker in started]
 
     def kill_worker(self) -> None:
-        """Kill a worker, and start another."""
-        self._workers.pop(0).kill()
-        self._workers.append(self._start())
-        self._all.append(self._workers[-1])
+        """Kill the worker that has run for the longest, and start another."""
+        self._workers[-2].kill()
+        self._start_workers(1)
+
+    def stop(self) -> None:
+        """Have no more begun."""
+        self._end.set()
 
     def finish(self) -> list[str]:
         """Wait until what was confirmed is done, and end the workers; return what is wrong."""
-        self.end.set()
+        self.stop()
         for loop in self._loops:
             loop.result()  # an error of this program's own ends the run
-        self._call_once()  # once more, and with the broker there
+        self._call()  # once more, and with the broker there
         self._publisher.close()
         self._client.close()
         with contextlib.suppress(TimeoutError):  # what is missing is told
             wait_until(lambda: not self._missing(), "all jobs to be done", seconds=60)
-        for worker in self._workers:
+        for worker in self._workers[-2:]:
             worker.ctrl_c()
             if code := worker.wait(STOP_LIMIT_S):
                 self._wrong.append(f"recipes/worker.py ended with {code}: {worker.error[-1:]}")
         for job in sorted(self._missing()):
             self._wrong.append(f"recipes: confirmed, and never done: {job}")
-        if failed := sum(not future.done() or bool(future.exception()) for future in self._jobs):
+        if failed := len(self._jobs) - len(self._confirmed()):
             self._wrong.append(f"recipes: {failed} of {len(self._jobs)} jobs were not confirmed")
         return self._wrong
 
+    def _repeat(self, step: Callable[[], None]) -> None:
+        while not self._end.wait(0.05):
+            step()
+
     def _publish(self) -> None:
-        while not self.end.wait(0.05):
-            job = str(len(self._jobs)).encode()
-            self._jobs.append(self._publisher.publish(job, timeout=120))
+        job = str(len(self._jobs)).encode()
+        self._jobs.append(self._publisher.publish(job, timeout=120))
 
     def _call(self) -> None:
-        while not self.end.wait(0.05):
-            self._call_once()
-
-    def _call_once(self) -> None:
-        before, n = self._calm(), len(self._jobs) % 1000
+        before, n = self._outages(), len(self._jobs) % 1000
         try:
             answer = self._client.call(n, TIMEOUT_S)
         except (pika.exceptions.AMQPError, OSError, RpcError) as error:
             self._lost += 1
-            if before == self._calm() != -1:
+            if before == self._outages():
                 self._wrong.append(f"recipes/rpc_client.py failed by itself: {error!r}")
         else:
             self._right += answer == fibonacci(n)
             if answer != fibonacci(n):
                 self._wrong.append(f"recipes/rpc_client.py says that fib({n}) is {answer}")
 
-    def _missing(self) -> set[str]:
-        confirmed = {
-            f"did {job}"
-            for job, future in enumerate(self._jobs)
-            if future.done() and not future.exception()
+    def _confirmed(self) -> set[str]:
+        return {
+            f"did {number}"
+            for number, job in enumerate(self._jobs)
+            if job.done() and not job.exception()
         }
-        return confirmed.difference(*(worker.out for worker in self._all))
+
+    def _missing(self) -> set[str]:
+        return self._confirmed().difference(*(worker.out for worker in self._workers))
 
     def figures(self) -> str:
         """Say how much was done."""
         return (
-            f"recipes: {len(self._jobs)} jobs by {len(self._all)} workers,"
+            f"recipes: {len(self._jobs)} jobs by {len(self._workers)} workers,"
             f" {self._right} calls right, {self._lost} failed with their connection"
         )
 
@@ -400,182 +398,140 @@ class Recipes:
 class Trial:
     """A run of the programs on a broker, with faults."""
 
-    def __init__(
-        self,
-        broker: OwnBroker,
-        tell: Callable[[str], None],
-        worker: str = WORKER,
-        server: str = SERVER,
-    ) -> None:
-        """Prepare a run; `tell` is called with a line for each fault.
-
-        Other scripts may run in the place of the tutorial's worker and server.
-        """
+    def __init__(self, broker: OwnBroker, tell: Callable[[str], None]) -> None:
+        """Prepare a run; `tell` is called with a line for each fault."""
         self._broker, self._tell = broker, tell
-        self._scripts = {"worker": worker, "server": server}
         self._programs = Programs(broker)
         #: The workers and the servers that run, in their places.
         self._places: dict[str, list[Terminal]] = {}
-        self._jobs = deque[Command]()
-        self._through: list[Command] = []
-        self._asking = set[Terminal]()
-        self._broker_runs = threading.Event()
-        self._outages = 0
-        self._report = Report()
+        self._jobs: list[Future[None]] = []
+        #: When RabbitMQ was killed.
         self._kills: list[float] = []
+        #: How often it went; NaN, which equals nothing, while it is gone.
+        self._outages = 0.0
+        self._report = Report()
 
     def run(self, jobs: Sequence[Command], faults: Sequence[Fault]) -> Report:
         """Do the jobs, with the faults; return what came of them."""
         with self._programs:
-            self._run(jobs, faults)
+            for script, number in ((WORKER, WORKERS), (SERVER, SERVERS)):
+                self._places[script] = [self._programs.start(script) for _ in range(number)]
+                for consumer in self._places[script]:
+                    consumer.expect_ready()
+            self._broker.settle()
+            recipes = Recipes(self._programs, lambda: self._outages)
+            with ThreadPoolExecutor(SHELLS) as pool:
+                self._jobs += [pool.submit(self._do, job) for job in jobs]
+                try:
+                    for fault in faults:
+                        self._wait_for_jobs(fault.after)
+                        self._carry_out(fault)
+                        if fault.what in ("kill a worker", "kill a busy worker"):
+                            recipes.kill_worker()
+                    self._wait_for_jobs(len(jobs))
+                finally:
+                    recipes.stop()
+                    pool.shutdown(wait=False, cancel_futures=True)
+            self._report.others += recipes.finish()
+            self._tell(recipes.figures())
+            self._finish()
         return self._report
 
-    def _run(self, jobs: Sequence[Command], faults: Sequence[Fault]) -> None:
-        for kind, number in (("worker", WORKERS), ("server", SERVERS)):
-            self._places[kind] = [self._programs.start(self._scripts[kind]) for _ in range(number)]
-            for consumer in self._places[kind]:
-                consumer.expect_ready()
-        self._broker.settle()
-        self._jobs.extend(jobs)
-        self._broker_runs.set()
-        recipes = Recipes(
-            self._broker,
-            self._programs,
-            lambda: self._outages if self._broker_runs.is_set() else -1,
-        )
-        with ThreadPoolExecutor(SHELLS) as pool:
-            shells = [pool.submit(self._shell) for _ in range(SHELLS)]
-            try:
-                for fault in faults:
-                    self._wait_for_jobs(fault.after, shells)
-                    self._carry_out(fault)
-                    if fault.what in ("kill a worker", "kill a busy worker"):
-                        recipes.kill_worker()
-                self._wait_for_jobs(len(jobs), shells)
-            finally:
-                self._jobs.clear()
-                self._broker_runs.set()
-                recipes.end.set()
-        self._report.others += recipes.finish()
-        self._tell(recipes.figures())
-        self._finish()
-
-    def _wait_for_jobs(self, number: int, shells: Sequence[Future[None]]) -> None:
+    def _wait_for_jobs(self, number: int) -> None:
         def through() -> bool:
-            for shell in shells:
-                if shell.done():
-                    shell.result()  # an error of this program's own ends the run
-            return len(self._through) >= number
+            done = [job for job in self._jobs if job.done()]
+            for job in done:
+                job.result()  # an error of this program's own ends the run
+            return len(done) >= number
 
         wait_until(through, f"{number} jobs to be through", seconds=300)
 
-    def _shell(self) -> None:
-        """Do one job after the other, each until it succeeds."""
-        while True:
-            try:
-                job = self._jobs.popleft()
-            except IndexError:
+    def _do(self, job: Command) -> None:
+        """Do a job until it succeeds."""
+        script, *arguments = job
+        for attempt in range(1, ATTEMPTS + 1):
+            if script == NEW_TASK:  # with a text for each attempt, since each may arrive
+                arguments = [f"attempt {attempt}, {job[-1]}"]
+            before = self._outages
+            terminal = self._programs.start(script, *arguments)
+            ended = end_of(terminal, (script, *arguments), LIMITS_S[script])
+            self._report.jobs.append(replace(ended, calm=before == self._outages))
+            if ended.code == 0:
                 return
-            for attempt in range(1, ATTEMPTS + 1):
-                if job[0] == CLIENT:
-                    ended = self._program(job)
-                    self._report.clients.append(ended)
-                else:  # with a text for each attempt, since each may arrive
-                    ended = self._program((NEW_TASK, f"attempt {attempt}, {job[1]}"))
-                    self._report.senders.append(ended)
-                if ended.through:
-                    break
-                self._broker_runs.wait()
-            self._through.append(job)
-
-    def _program(self, command: Command) -> Ended:
-        outages, calm = self._outages, self._broker_runs.is_set()  # in this order, as they change
-        terminal = self._programs.start(*command)
-        if command[0] == CLIENT:
-            self._asking.add(terminal)
-        code = self._exit_code(terminal, LIMITS_S[command[0]])
-        self._asking.discard(terminal)
-        calm = calm and outages == self._outages
-        return Ended(command, code, terminal.out, terminal.error, calm)
-
-    def _exit_code(self, terminal: Terminal, limit: float) -> int | None:
-        """Return a program's exit code once it has ended; kill it if it hangs."""
-        try:
-            return terminal.wait(limit)
-        except subprocess.TimeoutExpired:
-            terminal.kill()
-            return None
+            wait_until(lambda: not math.isnan(self._outages), "the broker to be back")
 
     def _carry_out(self, fault: Fault) -> None:
         began = time.monotonic()
         if fault.what.endswith("the broker"):
-            self._broker_runs.clear()
-            self._outages += 1
+            outages, self._outages = self._outages + 1, math.nan
             if fault.what == "stop the broker":
                 self._broker.stop()
             else:
                 self._kills.append(time.perf_counter())  # the clock of what is printed
                 self._broker.kill()
             self._broker.start()
-            self._broker_runs.set()
+            self._outages = outages
         else:
-            verb, *_, kind = fault.what.split()
-            place = fault.which % len(self._places[kind])
-            consumer = self._places[kind][place]
+            script = WORKER if fault.what.endswith("worker") else SERVER
+            place = fault.which % len(self._places[script])
+            consumer = self._places[script][place]
             if "busy" in fault.what:
                 # When there is nothing more to be sent, nobody may ever be busy again.
-                wait_until(
-                    lambda: self._busy(kind, consumer) or not self._jobs, "work", seconds=120
-                )
-            self._end(kind, consumer, consumer.terminate if verb == "stop" else None)
+                busy = partial(self._busy, script, consumer)
+                wait_until(lambda: busy() or self._jobs[-1].done(), "work", seconds=120)
+            self._end(script, consumer, signal.SIGTERM if "stop" in fault.what else signal.SIGKILL)
             # A consumer that never had a connection gives up where there is none: it has to be
             # ready before the next fault.
-            self._places[kind][place] = self._programs.start(self._scripts[kind]).expect_ready()
+            self._places[script][place] = self._programs.start(script).expect_ready()
         self._tell(
             f"after {fault.after} jobs: {fault.what}, and start it again"
             f" ({time.monotonic() - began:.1f} s)"
         )
 
-    def _busy(self, kind: str, consumer: Terminal) -> bool:
-        if kind == "worker":
+    def _busy(self, script: str, consumer: Terminal) -> bool:
+        if script == WORKER:
             return bool(consumer.messages) and consumer.messages[-1].startswith("Received")
         # A server does not say when it has answered. While a client has asked and has not got all
         # of its answers, all servers have some to give.
-        return any(1 <= len(client.out) <= CALLS for client in list(self._asking))
+        return any(
+            CLIENT in client.command
+            and client.process.poll() is None
+            and 1 <= len(client.out) <= CALLS
+            for client in self._programs.started
+        )
 
-    def _end(self, kind: str, consumer: Terminal, tell: Callable[[], None] | None) -> None:
-        """Tell a worker or a server to stop, or else kill it, and note how it ended."""
-        if tell:
-            tell()
-        else:
-            consumer.kill()
-        code = self._exit_code(consumer, STOP_LIMIT_S)
-        script, told = (self._scripts[kind],), tell is not None
-        self._report.consumers.append(Ended(script, code, consumer.out, consumer.error, told=told))
+    def _end(self, script: str, consumer: Terminal, number: signal.Signals) -> None:
+        """Send a worker or a server the signal, and note how it ended."""
+        consumer.process.send_signal(number)
+        ended = end_of(consumer, (script,), STOP_LIMIT_S)
+        self._report.consumers.append(replace(ended, told=number != signal.SIGKILL))
 
     def _finish(self) -> None:
         """Let the consumers come to an end, stop them, and look at what is left."""
-        with contextlib.suppress(TimeoutError):  # the report tells what is left
-            wait_until(lambda: not any(map(self._busy_queue, QUEUES)), "empty queues")
-        for kind, places in self._places.items():
-            for consumer in places:
-                self._end(kind, consumer, consumer.ctrl_c)
-        self._report.stopped_in = stopped_in(self._programs.printed, self._kills)
-        for queue in QUEUES:
-            if number := self._broker.ready(queue):
-                self._report.others.append(f"{number} messages are left in {queue}")
-        self._report.others += [f"still running: {process}" for process in processes_left()]
 
-    def _busy_queue(self, queue: str) -> bool:
-        return bool(self._broker.ready(queue) or self._broker.unacknowledged(queue))
+        def left() -> dict[str, int]:
+            return {
+                q: self._broker.ready(q) + self._broker.unacknowledged(q)
+                for q in (TASK_QUEUE, RPC_QUEUE)
+            }
+
+        with contextlib.suppress(TimeoutError):  # the report tells what is left
+            wait_until(lambda: not any(left().values()), "empty queues")
+        for script, places in self._places.items():
+            for consumer in places:
+                self._end(script, consumer, signal.SIGINT)
+        others = self._report.others
+        others += [
+            f"{number} messages are left in {queue}" for queue, number in left().items() if number
+        ]
+        others += [f"still running: {process}" for process in processes_left()]
+        self._report.stopped_in = stopped_in(self._programs.printed, self._kills)
 
 
 def main() -> None:
     """Do a full run; exit with 1 if anything is wrong."""
     parser = parser_with_broker(__doc__)
     parser.add_argument("--seed", type=int, default=random.randrange(1_000_000))  # noqa: S311
-    parser.add_argument("--worker", default=WORKER, help="another script in the place of worker.py")
-    parser.add_argument("--server", default=SERVER, help="the same for rpc_server.py")
     arguments = parser.parse_args()
     print(f"seed {arguments.seed}", flush=True)
     logging.disable()  # of each lost connection the recipes and pika would tell, and it is meant
@@ -587,7 +543,7 @@ def main() -> None:
                 f"{broker.description} is somebody's, and this run stops and kills its broker:"
                 " unset RABBITMQ_URL, or choose --broker=docker or --broker=local"
             )
-        report = Trial(broker, tell, arguments.worker, arguments.server).run(jobs, faults)
+        report = Trial(broker, tell).run(jobs, faults)
     tell(report.figures())
     wrong = list(report.wrong(len(jobs)))
     if wrong:
