@@ -19,6 +19,7 @@ import contextlib
 import logging
 import math
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -28,7 +29,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 import pika
 
@@ -231,6 +231,8 @@ def stopped_in(
 class Report:
     """What came of a run."""
 
+    #: How many jobs were to be done.
+    asked: int = 0
     #: Each run of new_task.py and of rpc_client.py.
     jobs: list[Ended] = field(default_factory=list)
     consumers: list[Ended] = field(default_factory=list)
@@ -239,8 +241,8 @@ class Report:
     #: What is left in the queues and of the processes, and what is wrong with the recipes.
     others: list[str] = field(default_factory=list)
 
-    def wrong(self, jobs: int) -> Iterator[str]:
-        """Say all that is wrong, where so many jobs were to be done."""
+    def wrong(self) -> Iterator[str]:
+        """Say all that is wrong."""
         for job in self.jobs:
             yield from wrong_with_job(job)
         for consumer in self.consumers:
@@ -255,8 +257,8 @@ class Report:
         for task, times in self.stopped_in.items():
             if times:
                 yield f"done twice: {task}, which a worker had finished when told to stop"
-        if failed := jobs - sum(job.code == 0 for job in self.jobs):
-            yield f"{failed} of {jobs} jobs failed {ATTEMPTS} times"
+        if failed := self.asked - sum(job.code == 0 for job in self.jobs):
+            yield f"{failed} of {self.asked} jobs failed {ATTEMPTS} times"
         yield from self.others
 
     def figures(self) -> str:
@@ -402,8 +404,9 @@ class Trial:
         """Prepare a run; `tell` is called with a line for each fault."""
         self._broker, self._tell = broker, tell
         self._programs = Programs(broker)
-        #: The workers and the servers that run, in their places.
-        self._places: dict[str, list[Terminal]] = {}
+        #: The workers and the servers that run.
+        self._running: dict[str, list[Terminal]] = {}
+        self._pool = ThreadPoolExecutor(SHELLS)
         self._jobs: list[Future[None]] = []
         #: When RabbitMQ was killed.
         self._kills: list[float] = []
@@ -415,13 +418,14 @@ class Trial:
         """Do the jobs, with the faults; return what came of them."""
         with self._programs:
             for script, number in ((WORKER, WORKERS), (SERVER, SERVERS)):
-                self._places[script] = [self._programs.start(script) for _ in range(number)]
-                for consumer in self._places[script]:
+                self._running[script] = [self._programs.start(script) for _ in range(number)]
+                for consumer in self._running[script]:
                     consumer.expect_ready()
             self._broker.settle()
             recipes = Recipes(self._programs, lambda: self._outages)
-            with ThreadPoolExecutor(SHELLS) as pool:
-                self._jobs += [pool.submit(self._do, job) for job in jobs]
+            with self._pool:
+                for job in jobs:
+                    self._submit(job)
                 try:
                     for fault in faults:
                         self._wait_for_jobs(fault.after)
@@ -431,11 +435,15 @@ class Trial:
                     self._wait_for_jobs(len(jobs))
                 finally:
                     recipes.stop()
-                    pool.shutdown(wait=False, cancel_futures=True)
+                    self._pool.shutdown(wait=False, cancel_futures=True)
             self._report.others += recipes.finish()
             self._tell(recipes.figures())
             self._finish()
         return self._report
+
+    def _submit(self, job: Command) -> None:
+        self._jobs.append(self._pool.submit(self._do, job))
+        self._report.asked += 1
 
     def _wait_for_jobs(self, number: int) -> None:
         def through() -> bool:
@@ -473,24 +481,39 @@ class Trial:
             self._outages = outages
         else:
             script = WORKER if fault.what.endswith("worker") else SERVER
-            place = fault.which % len(self._places[script])
-            consumer = self._places[script][place]
-            if "busy" in fault.what:
-                # When there is nothing more to be sent, nobody may ever be busy again.
-                busy = partial(self._busy, script, consumer)
-                wait_until(lambda: busy() or self._jobs[-1].done(), "work", seconds=120)
+            running = self._running[script]
+            first = fault.which % len(running)
+            consumers = running[first:] + running[:first]
+            busy = "busy" in fault.what
+            consumer = self._wait_for_busy(script, consumers) if busy else consumers[0]
             self._end(script, consumer, signal.SIGTERM if "stop" in fault.what else signal.SIGKILL)
+            running.remove(consumer)
             # A consumer that never had a connection gives up where there is none: it has to be
             # ready before the next fault.
-            self._places[script][place] = self._programs.start(script).expect_ready()
+            running.append(self._programs.start(script).expect_ready())
         self._tell(
             f"after {fault.after} jobs: {fault.what}, and start it again"
             f" ({time.monotonic() - began:.1f} s)"
         )
 
+    def _wait_for_busy(self, script: str, consumers: Sequence[Terminal]) -> Terminal:
+        def busy() -> Terminal | None:
+            if all(job.done() for job in self._jobs):  # and nobody would ever be busy again
+                numbers = map(str, NUMBERS[:CALLS])
+                self._submit(
+                    (NEW_TASK, f"task {len(self._jobs)}.")
+                    if script == WORKER
+                    else (CLIENT, "--timeout", str(TIMEOUT_S), *numbers)
+                )
+            return next((each for each in consumers if self._busy(script, each)), None)
+
+        found = wait_until(busy, f"a busy {script}", seconds=120)
+        assert found
+        return found
+
     def _busy(self, script: str, consumer: Terminal) -> bool:
-        if script == WORKER:
-            return bool(consumer.messages) and consumer.messages[-1].startswith("Received")
+        if script == WORKER:  # with a task that takes a second
+            return any(re.fullmatch(r"Received '.*\.'", line) for line in consumer.messages[-1:])
         # A server does not say when it has answered. While a client has asked and has not got all
         # of its answers, all servers have some to give.
         return any(
@@ -517,8 +540,8 @@ class Trial:
 
         with contextlib.suppress(TimeoutError):  # the report tells what is left
             wait_until(lambda: not any(left().values()), "empty queues")
-        for script, places in self._places.items():
-            for consumer in places:
+        for script, consumers in self._running.items():
+            for consumer in consumers:
                 self._end(script, consumer, signal.SIGINT)
         others = self._report.others
         others += [
@@ -545,7 +568,7 @@ def main() -> None:
             )
         report = Trial(broker, tell).run(jobs, faults)
     tell(report.figures())
-    wrong = list(report.wrong(len(jobs)))
+    wrong = list(report.wrong())
     if wrong:
         sys.exit("\n".join(["", *wrong[:20], f"{len(wrong)} wrong, with seed {arguments.seed}"]))
     tell(f"all as it should be, with seed {arguments.seed}")
