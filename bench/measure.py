@@ -45,7 +45,7 @@ from testbed.programs import (
     publish_tasks,
 )
 from testbed.running import parser_with_broker, running, running_by_hand
-from testbed.terminal import REPOSITORY, into_file, replaced, script_environment
+from testbed.terminal import REPOSITORY, replaced, script_environment
 from testbed.waiting import wait_until
 from tools.readme import measured_anew
 
@@ -127,7 +127,8 @@ def logged(broker: Broker, *command: str) -> Iterator[Callable[[str], int]]:
         def count(text: str) -> int:
             return log.read_bytes().count(text.encode())
 
-        with into_file(log, broker.url, *command, merge=True):
+        with log.open("wb") as output, Programs(broker) as programs:
+            programs.start(*command, stdout=output.fileno(), merge=True)
             wait_until(lambda: count("[*] "), f"{command[0]} to be ready", pause=0.002)
             yield count
 
