@@ -24,11 +24,6 @@ OF_RECIPES = ("jobs", "jobs.failed", *(f"jobs.retry.{delay}s" for delay in (1, 2
 NO_CONNECTION = (AMQPConnectionError, AMQPConnectorException, OSError)
 
 
-def ready_in(channel: BlockingChannel, queue: str) -> int:
-    """Return how many messages of the queue wait for a consumer, as of now."""
-    return int(channel.queue_declare(queue=queue, passive=True).method.message_count)
-
-
 class NoBrokerError(Exception):
     """No broker of the kind asked for can be had. The text is one line that says why."""
 
@@ -85,13 +80,11 @@ class Broker:
     def ready(self, queue: str) -> int:
         """Return how many messages of the queue wait for a consumer, as of now."""
         with self.channel() as channel:
-            return ready_in(channel, queue)
+            return int(channel.queue_declare(queue=queue, passive=True).method.message_count)
 
     def wait_for_ready(self, queue: str, number: int) -> None:
         """Wait until so many messages of the queue wait for a consumer."""
-        what = f"{number} messages ready in {queue}"
-        with self.channel() as channel:
-            wait_until(lambda: ready_in(channel, queue) == number, what)
+        wait_until(lambda: self.ready(queue) == number, f"{number} messages ready in {queue}")
 
     def consumers(self, queue: str) -> int:
         """Return how many consumers the queue has, as of now."""
