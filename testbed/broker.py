@@ -213,4 +213,4 @@ class OwnBroker(Broker, ABC):
                 return False
             return True
 
-        wait_until(logs_in, f"a login at {self.description}", seconds=60)
+        wait_until(logs_in, f"a login at {self.description}", seconds=120)

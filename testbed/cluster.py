@@ -9,18 +9,17 @@ import csv
 import os
 import secrets
 import shutil
-import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import urlsplit
 
 import requests
-from mirakuru import TCPExecutor
 from testcontainers.core.container import DockerContainer
 from testcontainers.core.network import Network
 
 from testbed.broker import Broker, NoBrokerError, OwnBroker
 from testbed.container import Container, get_image
-from testbed.node import Node, server_program
+from testbed.node import Node, executor, server_program
 from testbed.settings import free_ports
 from testbed.terminal import REPOSITORY, replaced
 from testbed.waiting import wait_until
@@ -38,7 +37,6 @@ class Cluster(Broker):
     def __init__(
         self,
         nodes: Sequence[OwnBroker],
-        host: Callable[[], str],
         port: int,
         page: int,
         description: str,
@@ -48,23 +46,18 @@ class Cluster(Broker):
 
         Args:
             nodes: The nodes.
-            host: Returns that of their load balancer, once it runs.
-            port: At which the balancer takes AMQP connections.
+            port: At which the balancer, on the nodes' host, takes AMQP connections.
             page: The port of its page of statistics.
             description: What it is, for the header of a run.
             around: What runs before the first node and until after the last, the balancer too.
         """
         self.nodes = nodes
+        #: The nodes that were started, and not killed since.
+        self.running: list[OwnBroker] = []
         self.description = description
-        self._host, self._port, self._page = host, port, page
+        self._port, self._page = port, page
         self._around = list(around)
         self._ends = contextlib.ExitStack()
-        self._down = set(nodes)
-
-    @property
-    def running(self) -> list[OwnBroker]:
-        """The nodes that were started, and neither stopped nor killed since."""
-        return [node for node in self.nodes if node not in self._down]
 
     def start(self) -> None:
         """Start the nodes that do not run; return when all are in use.
@@ -74,11 +67,11 @@ class Cluster(Broker):
         """
         while self._around:
             self._ends.enter_context(self._around.pop(0))
-        self.url = f"amqp://guest:guest@{self._host()}:{self._port}/%2F"
-        down = [node for node in self.nodes if node in self._down]
         with ThreadPoolExecutor(max_workers=1 if self.running else len(self.nodes)) as pool:
-            list(pool.map(lambda node: node.start(), down))
-        self._down.clear()
+            list(pool.map(lambda node: node.start(), self.nodes))
+        self.running = list(self.nodes)
+        self._host = urlsplit(self.nodes[0].url).hostname
+        self.url = f"amqp://guest:guest@{self._host}:{self._port}/%2F"
         wait_until(lambda: all(map(self._complete, self.nodes)), "one cluster of all nodes")
         self._use_running()
 
@@ -86,7 +79,7 @@ class Cluster(Broker):
         """Kill those of the nodes outright; return when the balancer passes them over."""
         for node in nodes:
             node.kill()
-            self._down.add(node)
+            self.running.remove(node)
         self._use_running()
 
     def settle(self) -> None:
@@ -123,33 +116,11 @@ class Cluster(Broker):
             # Such as "UP", "DOWN", or "UP 1/2", which is in use but failed to answer once.
             return [row["status"].startswith("UP") for row in rows if row["svname"] in HOSTS]
 
-        page = f"http://{self._host()}:{self._page}/;csv"
+        page = f"http://{self._host}:{self._page}/;csv"
         expected = [node in self.running for node in self.nodes]
         wait_until(lambda: up() == expected, f"HAProxy to see {len(self.running)} nodes")
         # Only AMQP has a balancer before it. Each node's management API tells of all of them.
-        for node in self.running[:1]:
-            self.management_url = node.management_url
-
-
-def copy_folder(container: DockerContainer) -> None:
-    """Give the container the files that docker-compose.yml mounts."""
-    for file in FOLDER.iterdir():
-        container.with_copy_into_container(file.read_bytes(), f"/cluster/{file.name}")
-
-
-class Member(Container):
-    """A container of RabbitMQ's image that becomes a node of a cluster."""
-
-    def __init__(self, image: str, host: str, network: Network, cookie: str) -> None:
-        """Prepare the container, by the name `host` in the network; the image is there."""
-        super().__init__(image)
-        self.name = f"rabbit@{host}"
-        self._container.with_kwargs(hostname=host)
-        self._container.with_network(network).with_network_aliases(host)
-        self._container.with_env("RABBITMQ_CONFIG_FILE", "/cluster/rabbitmq.conf")
-        self._container.with_command(["sh", "/cluster/start-node"])
-        copy_folder(self._container)
-        self._container.with_copy_into_container(cookie.encode(), "/cookie/cookie")
+        self.management_url = self.running[0].management_url
 
 
 def cluster_of_containers(image: str) -> Cluster:
@@ -162,20 +133,21 @@ def cluster_of_containers(image: str) -> Cluster:
     for one in (image, haproxy_image):
         get_image(one)
     cookie, network = secrets.token_hex(), Network()
+    nodes = [Container(image) for _ in HOSTS]
+    for host, node in zip(HOSTS, nodes, strict=True):
+        node.name = f"rabbit@{host}"
+        node.container.with_kwargs(hostname=host).with_network(network).with_network_aliases(host)
+        node.container.with_env("RABBITMQ_CONFIG_FILE", "/cluster/rabbitmq.conf")
+        node.container.with_command(["sh", "/cluster/start-node"])
+        node.container.with_copy_into_container(cookie.encode(), "/cookie/cookie")
     port, page = free_ports(2)
     balancer = DockerContainer(haproxy_image).with_network(network)
     balancer.with_bind_ports(5672, port).with_bind_ports(8404, page)
     balancer.with_command(["haproxy", "-f", "/cluster/haproxy.cfg"])
-    copy_folder(balancer)
-    return Cluster(
-        [Member(image, host, network, cookie) for host in HOSTS],
-        balancer.get_container_host_ip,
-        port,
-        page,
-        f"three containers of {image} behind one of {haproxy_image}",
-        network,
-        balancer,
-    )
+    for container in (balancer, *(node.container for node in nodes)):
+        container.with_copy_into_container(FOLDER, "/")  # as docker-compose.yml mounts it
+    description = f"three containers of {image} behind one of {haproxy_image}"
+    return Cluster(nodes, port, page, description, network, balancer)
 
 
 def cluster_of_nodes() -> Cluster:
@@ -203,18 +175,9 @@ def cluster_of_nodes() -> Cluster:
     )
     for node in nodes:
         node.configure(settings)
-    balancer = executor(
-        [haproxy, "-db", "-f", str(FOLDER / "haproxy.cfg")],
-        port,
-        LISTEN=f"127.0.0.1:{port}",
-        STATISTICS=f"127.0.0.1:{page}",
-        **{f"NODE_{number}": f"127.0.0.1:{node.port}" for number, node in enumerate(nodes, 1)},
-    )
+    ports = {"LISTEN": port, "STATISTICS": page}
+    ports |= {f"NODE_{number}": node.port for number, node in enumerate(nodes, 1)}
+    addresses = {name: f"127.0.0.1:{number}" for name, number in ports.items()}
+    balancer = executor([haproxy, "-db", "-f", str(FOLDER / "haproxy.cfg")], port, addresses)
     description = f"three private nodes of {server} behind {haproxy}"
-    return Cluster(nodes, lambda: "127.0.0.1", port, page, description, port_mapper, balancer)
-
-
-def executor(command: list[str], port: int, **environment: str) -> TCPExecutor:
-    """Return what runs the command, which is to listen on the port, until the end of its `with`."""
-    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    return TCPExecutor(command, "127.0.0.1", port, timeout=60, envvars=environment, **silent)
+    return Cluster(nodes, port, page, description, port_mapper, balancer)

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import IO
 
 import psutil
 from mirakuru import TCPExecutor
@@ -82,15 +83,7 @@ class Node(OwnBroker):
             "RABBITMQ_LOG_BASE": str(home / "log"),
         }
         # mirakuru ends what the server leaves behind too, such as Erlang's port mapper, epmd.
-        self._executor = TCPExecutor(
-            [str(server)],
-            host="127.0.0.1",
-            port=self.port,
-            timeout=60,
-            envvars=self._environment,
-            stdout=subprocess.DEVNULL,
-            stderr=self._stderr,
-        )
+        self._executor = executor([str(server)], self.port, self._environment, self._stderr)
 
     def configure(self, settings: str) -> None:
         """Add settings to those of its rabbitmq.conf, before it starts."""
@@ -159,6 +152,17 @@ class Node(OwnBroker):
         """Return the command line of rabbitmqctl for the node."""
         settings = (f"{name}={value}" for name, value in self._environment.items())
         return ["env", *settings, str(self._ctl)]
+
+
+def executor(
+    command: list[str],
+    port: int,
+    environment: dict[str, str] | None = None,
+    stderr: int | IO[str] = subprocess.DEVNULL,
+) -> TCPExecutor:
+    """Return what runs the command, which is to listen on the port, until the end of its `with`."""
+    streams = {"stdout": subprocess.DEVNULL, "stderr": stderr}
+    return TCPExecutor(command, "127.0.0.1", port, timeout=60, envvars=environment, **streams)
 
 
 def server_program() -> Path:
