@@ -5,7 +5,7 @@ import contextlib
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 from testbed.broker import Broker, NoBrokerError
@@ -41,12 +41,14 @@ def running(broker: B) -> Iterator[B]:
             broker.discard()
 
 
-def parser_with_broker(description: str | None) -> argparse.ArgumentParser:
-    """Return the parser of a program that is started by hand and takes --broker."""
+def parser_with_broker(
+    description: str | None, kinds: Sequence[str] = KINDS
+) -> argparse.ArgumentParser:
+    """Return the parser of a program that is started by hand and takes --broker, of those kinds."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--broker", choices=KINDS, default="auto", help="as pytest's option")
+    parser.add_argument("--broker", choices=kinds, default="auto", help="as pytest's option")
     return parser
 
 

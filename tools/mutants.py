@@ -9,7 +9,6 @@ rest. tools/mutants_plugin.py says which tests count. In the end the tests that 
 on the scripts as they are.
 """
 
-import argparse
 import os
 import shutil
 import signal
@@ -27,7 +26,7 @@ import psutil
 import pytest
 
 from testbed.choice import KINDS
-from testbed.running import interruptible
+from testbed.running import interruptible, parser_with_broker
 from testbed.terminal import REPOSITORY, replaced
 from tools.mutants_plugin import CAUGHT
 
@@ -143,10 +142,10 @@ def survivors_of(mutants: list[Mutant], broker: str) -> list[Mutant]:
             for mutant, (verdict, took) in zip(mutants, pool.map(run, mutants), strict=True):
                 if verdict.test:
                     catching.add(verdict.test)
+                    what = f"caught by {verdict.test}"
                 else:
                     survivors.append(mutant)
-                survived = "SURVIVED" if verdict == ALL_PASSED else "NOT CAUGHT"
-                what = f"caught by {verdict.test}" if verdict.test else survived
+                    what = "SURVIVED" if verdict == ALL_PASSED else "NOT CAUGHT"
                 print(f"{mutant.name}: {what} ({took:.0f} s): {verdict.reason[:120]}", flush=True)
             verdict = judge(unedited, broker, sorted(catching)) if catching else ALL_PASSED
         except KeyboardInterrupt:
@@ -155,18 +154,15 @@ def survivors_of(mutants: list[Mutant], broker: str) -> list[Mutant]:
                 suite.send_signal(signal.SIGINT)  # it has a broker to discard
             raise
         if verdict != ALL_PASSED:
-            raise RuntimeError(f"{verdict.test}: {verdict.reason}")
+            what = f"{verdict.test}: {verdict.reason}"
+            sys.exit(f"Nothing is shown, since a test fails without an edit: {what}")
         print(f"\nAll that caught one pass on the unedited scripts ({len(catching)} tests).")
     return survivors
 
 
 def main() -> None:
     """Try the mutants, or some of them; exit with 1 if one survived."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    kinds = [kind for kind in KINDS if kind != "url"]
-    parser.add_argument("--broker", choices=kinds, default="auto", help="as pytest's option")
+    parser = parser_with_broker(__doc__, [kind for kind in KINDS if kind != "url"])
     parser.add_argument("-k", metavar="TEXT", default="", help="only those with it in their names")
     arguments = parser.parse_args()
     chosen = [mutant for mutant in listed() if arguments.k in mutant.name]
@@ -177,8 +173,6 @@ def main() -> None:
             survivors = survivors_of(chosen, arguments.broker)
     except KeyboardInterrupt:
         sys.exit(130)
-    except RuntimeError as error:
-        sys.exit(f"Nothing is shown, since a test fails without an edit: {error}")
     print(f"{len(chosen) - len(survivors)} of {len(chosen)} mutants were caught.")
     for mutant in survivors:
         print(f"Not caught: {mutant.name}")
