@@ -119,14 +119,9 @@ def definition(source: str, name: str) -> str:
     """
     scope: ast.Module | ast.ClassDef | ast.FunctionDef | ast.With = ast.parse(source)
     for part in name.split("."):
-        for node in scope.body:
-            if (isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == part) or (
-                isinstance(node, ast.With) and part == "with"
-            ):
-                scope = node
-                break
-        else:
-            raise LookupError(name)
+        kinds = ast.ClassDef | ast.FunctionDef | ast.With
+        nodes = (node for node in scope.body if isinstance(node, kinds))
+        scope = {getattr(node, "name", "with"): node for node in nodes}[part]
     assert not isinstance(scope, ast.Module)
     first = min([scope.lineno, *(each.lineno for each in getattr(scope, "decorator_list", []))])
     return "\n".join(source.splitlines()[first - 1 : scope.end_lineno])
