@@ -63,18 +63,16 @@ def _image() -> str:
 
 
 def _own(kind: str, containers: Callable[[], B], local: Callable[[], B]) -> B:
-    if kind == "local":
-        return local()
-    try:
-        return containers()
-    except NoBrokerError as error:
-        if kind == "docker":
-            raise
-        no_container = error
-    try:
-        own = local()
-    except NoBrokerError as no_node:
-        raise NoBrokerError(f"{no_container}, and {no_node}") from no_node
-    if isinstance(no_container.__cause__, docker.errors.APIError):  # which one may not expect
-        own.description += f" ({no_container})"
-    return own
+    ways = {"docker": containers, "local": local}
+    missing: list[NoBrokerError] = []
+    for way in ways if kind == "auto" else [kind]:
+        try:
+            own = ways[way]()
+        except NoBrokerError as error:
+            missing.append(error)
+            continue
+        for reason in missing:
+            if isinstance(reason.__cause__, docker.errors.APIError):  # which one may not expect
+                own.description += f" ({reason})"
+        return own
+    raise NoBrokerError(", and ".join(map(str, missing)))
