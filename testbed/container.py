@@ -8,10 +8,7 @@ from docker.client import DockerClient, from_env
 from testcontainers.core.container import DockerContainer
 
 from testbed.broker import NoBrokerError, OwnBroker
-from testbed.settings import ADVANCED_CONFIG, free_ports, rabbitmq_conf, tls_files
-
-# Where the certificate files are inside a container.
-_TLS = "/etc/rabbitmq/tls"
+from testbed.settings import configuration, free_ports
 
 
 def get_image(image: str) -> DockerClient:
@@ -54,15 +51,12 @@ class Container(OwnBroker):
         # Docker gives the first address.
         networks = engine.networks.list(names=["bridge"])
         subnets = [each["Subnet"] for one in networks for each in one.attrs["IPAM"]["Config"]]
-        tls = tls_files("localhost", *(str(ip_network(subnet)[1]) for subnet in subnets))
-        self.authority = tls["authority.pem"]
-        settings = "listeners.ssl.default = 5671\n" + rabbitmq_conf(_TLS)
-        for path, content in {
-            **{f"{_TLS}/{name}": content for name, content in tls.items()},
-            "/etc/rabbitmq/conf.d/90-tests.conf": settings.encode(),
-            "/etc/rabbitmq/advanced.config": ADVANCED_CONFIG.encode(),
-        }.items():
-            self.container.with_copy_into_container(content, path)
+        hosts = ["localhost", *(str(ip_network(subnet)[1]) for subnet in subnets)]
+        listeners = "listeners.ssl.default = 5671\n"
+        files = configuration("/etc/rabbitmq", "conf.d/90-tests.conf", hosts, listeners)
+        self.authority = files["authority.pem"]
+        for name, content in files.items():
+            self.container.with_copy_into_container(content, f"/etc/rabbitmq/{name}")
         self._created = False
 
     def start(self) -> None:

@@ -13,7 +13,7 @@ from mirakuru import TCPExecutor
 from mirakuru.exceptions import ExecutorError
 
 from testbed.broker import NoBrokerError, OwnBroker
-from testbed.settings import ADVANCED_CONFIG, free_ports, rabbitmq_conf, tls_files
+from testbed.settings import configuration, free_ports
 from testbed.waiting import wait_until
 
 # Where the packages of Debian and Homebrew put the server, for who has not got it on the path.
@@ -46,23 +46,21 @@ class Node(OwnBroker):
         self.url = f"amqp://guest:guest@localhost:{self.port}/%2F"
         self.tls_url = f"amqps://guest:guest@localhost:{tls_port}/%2F"
         self.management_url = f"http://guest:guest@localhost:{management_port}"
-        tls = tls_files("localhost")
-        self.authority = tls["authority.pem"]
-        for name, content in tls.items():
+        listeners = (
+            f"listeners.tcp.local = 127.0.0.1:{self.port}\n"
+            f"listeners.ssl.local = 127.0.0.1:{tls_port}\n"
+            f"management.tcp.ip = 127.0.0.1\n"
+            f"management.tcp.port = {management_port}\n"
+        )
+        files = configuration(str(home), "rabbitmq.conf", ["localhost"], listeners)
+        self.authority = files["authority.pem"]
+        for name, content in files.items():
             (home / name).write_bytes(content)
         if cookie:
             (home / ".erlang.cookie").write_text(cookie)
             (home / ".erlang.cookie").chmod(0o400)
         (home / "conf.d").mkdir()
-        (home / "advanced.config").write_text(ADVANCED_CONFIG)
         (home / "enabled_plugins").write_text("[rabbitmq_management].\n")
-        (home / "rabbitmq.conf").write_text(
-            f"listeners.tcp.local = 127.0.0.1:{self.port}\n"
-            f"listeners.ssl.local = 127.0.0.1:{tls_port}\n"
-            f"management.tcp.ip = 127.0.0.1\n"
-            f"management.tcp.port = {management_port}\n"
-            f"{rabbitmq_conf(str(home))}"
-        )
         self._stderr = (home / "stderr.log").open("w+")
         # What the machine's own settings in /etc/rabbitmq say is not for this node: https://www.rabbitmq.com/docs/configure#supported-environment-variables
         self._environment = {
