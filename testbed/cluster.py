@@ -11,6 +11,7 @@ import secrets
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 import requests
@@ -27,37 +28,27 @@ from testbed.waiting import wait_until
 FOLDER = REPOSITORY / "cluster"
 HOSTS = ("rabbitmq-1", "rabbitmq-2", "rabbitmq-3")
 
-# Where packages put programs that not everybody has on the path.
-_SYSTEM_PROGRAMS = "/usr/sbin:/usr/local/sbin:/opt/homebrew/bin"
 
-
+@dataclass(eq=False)
 class Cluster(Broker):
-    """A cluster of nodes, any of which may be down, at the address of their load balancer."""
+    """A cluster of nodes, any of which may be down, at the address of their load balancer.
 
-    def __init__(
-        self,
-        nodes: Sequence[OwnBroker],
-        port: int,
-        page: int,
-        description: str,
-        *around: contextlib.AbstractContextManager[object],
-    ) -> None:
-        """Take nodes that are configured to form a cluster, none of them started yet.
+    Attributes:
+        nodes: The nodes, which are configured to form a cluster. None of them is started yet.
+        port: At which the balancer, on the nodes' host, takes AMQP connections.
+        page: The port of its page of statistics.
+        description: What it is, for the header of a run.
+        around: What runs before the first node and until after the last, the balancer too.
+        running: The nodes that were started, and not killed since.
+    """
 
-        Args:
-            nodes: The nodes.
-            port: At which the balancer, on the nodes' host, takes AMQP connections.
-            page: The port of its page of statistics.
-            description: What it is, for the header of a run.
-            around: What runs before the first node and until after the last, the balancer too.
-        """
-        self.nodes = nodes
-        #: The nodes that were started, and not killed since.
-        self.running: list[OwnBroker] = []
-        self.description = description
-        self._port, self._page = port, page
-        self._around = list(around)
-        self._ends = contextlib.ExitStack()
+    nodes: Sequence[OwnBroker]
+    port: int
+    page: int
+    description: str
+    around: list[contextlib.AbstractContextManager[object]]
+    running: list[OwnBroker] = field(default_factory=list)
+    _ends: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def start(self) -> None:
         """Start the nodes that do not run; return when all are in use.
@@ -65,13 +56,13 @@ class Cluster(Broker):
         They start all at once where none runs. Otherwise they come back one after the other: two at
         the same moment may end each other's start (seen on 4.0.5, "node_not_running").
         """
-        while self._around:
-            self._ends.enter_context(self._around.pop(0))
+        while self.around:
+            self._ends.enter_context(self.around.pop(0))
         with ThreadPoolExecutor(max_workers=1 if self.running else len(self.nodes)) as pool:
             list(pool.map(lambda node: node.start(), self.nodes))
         self.running = list(self.nodes)
         self._host = urlsplit(self.nodes[0].url).hostname
-        self.url = f"amqp://guest:guest@{self._host}:{self._port}/%2F"
+        self.url = f"amqp://guest:guest@{self._host}:{self.port}/%2F"
         wait_until(lambda: all(map(self._complete, self.nodes)), "one cluster of all nodes")
         self._use_running()
 
@@ -116,7 +107,7 @@ class Cluster(Broker):
             # Such as "UP", "DOWN", or "UP 1/2", which is in use but failed to answer once.
             return [row["status"].startswith("UP") for row in rows if row["svname"] in HOSTS]
 
-        page = f"http://{self._host}:{self._page}/;csv"
+        page = f"http://{self._host}:{self.page}/;csv"
         expected = [node in self.running for node in self.nodes]
         wait_until(lambda: up() == expected, f"HAProxy to see {len(self.running)} nodes")
         # Only AMQP has a balancer before it. Each node's management API tells of all of them.
@@ -147,7 +138,7 @@ def cluster_of_containers(image: str) -> Cluster:
     for container in (balancer, *(node.container for node in nodes)):
         container.with_copy_into_container(FOLDER, "/")  # as docker-compose.yml mounts it
     description = f"three containers of {image} behind one of {haproxy_image}"
-    return Cluster(nodes, port, page, description, network, balancer)
+    return Cluster(nodes, port, page, description, [network, balancer])
 
 
 def cluster_of_nodes() -> Cluster:
@@ -157,7 +148,8 @@ def cluster_of_nodes() -> Cluster:
         NoBrokerError: RabbitMQ, the port mapper of its Erlang, or HAProxy is not installed.
     """
     server = server_program()
-    path = f"{os.environ.get('PATH', os.defpath)}:{_SYSTEM_PROGRAMS}"
+    # Packages put programs into folders that not everybody has on the path.
+    path = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/usr/local/sbin:/opt/homebrew/bin"
     epmd, haproxy = (shutil.which(name, path=path) for name in ("epmd", "haproxy"))
     if not epmd:
         raise NoBrokerError("epmd, the port mapper of RabbitMQ's Erlang, is not on the path")
@@ -180,4 +172,4 @@ def cluster_of_nodes() -> Cluster:
     addresses = {name: f"127.0.0.1:{number}" for name, number in ports.items()}
     balancer = executor([haproxy, "-db", "-f", str(FOLDER / "haproxy.cfg")], port, addresses)
     description = f"three private nodes of {server} behind {haproxy}"
-    return Cluster(nodes, port, page, description, port_mapper, balancer)
+    return Cluster(nodes, port, page, description, [port_mapper, balancer])
