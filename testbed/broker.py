@@ -208,9 +208,8 @@ class OwnBroker(Broker, ABC):
 
         def logs_in() -> bool:
             try:
-                pika.BlockingConnection(pika.URLParameters(self.url)).close()
+                return bool(self.version)
             except NO_CONNECTION:
                 return False
-            return True
 
         wait_until(logs_in, f"a login at {self.description}", seconds=120)

@@ -21,13 +21,11 @@ def interruptible() -> Iterator[None]:
     A pipeline that is cancelled sends SIGTERM. A shell starts what it runs in the background with
     Ctrl+C ignored, and scripts that are started from there would inherit that, and be deaf to it.
     """
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, signal.default_int_handler) for number in numbers]
-    try:
+    with contextlib.ExitStack() as stack:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before = signal.signal(number, signal.default_int_handler)
+            stack.callback(signal.signal, number, before)
         yield
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
