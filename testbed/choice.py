@@ -14,11 +14,6 @@ from testbed.node import Node, server_program
 
 KINDS = ("auto", "url", "docker", "local")
 
-_WAYS = (
-    "start Docker, or install RabbitMQ (Debian: apt-get install rabbitmq-server, macOS: brew"
-    " install rabbitmq), or name a running broker in RABBITMQ_URL"
-)
-
 B = TypeVar("B", bound=Broker)
 
 
@@ -44,7 +39,10 @@ def prepare(kind: str) -> Broker:
     except NoBrokerError as error:
         if kind != "auto":
             raise
-        raise NoBrokerError(f"{error}; {_WAYS}") from error
+        raise NoBrokerError(
+            f"{error}; start Docker, or install RabbitMQ (Debian: apt-get install rabbitmq-server,"
+            " macOS: brew install rabbitmq), or name a running broker in RABBITMQ_URL"
+        ) from error
 
 
 def prepare_cluster(kind: str) -> Cluster:

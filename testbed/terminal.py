@@ -41,11 +41,8 @@ class Terminal:
     ) -> None:
         """Read what the process prints, as far as that goes to pipes.
 
-        Args:
-            name: What it is called where several terminals are shown together.
-            command: What the process runs: a script's path, and its arguments.
-            process: The process.
-            echo: Is called with this terminal and each line, as it is printed.
+        It runs `command`, a script's path and its arguments. `echo` is called with this terminal
+        and each line, as it is printed.
         """
         self.name = name
         # Arguments need not be UTF-8, while this is for showing.
