@@ -28,7 +28,6 @@ ADDRESS = "amqp://guest:guest@localhost:5672/%2F"
 # Before each prompt stands the last exit code, between two characters that no program prints.
 PROMPT = re.compile(r"\x02(\d+)\x03\$ ")
 KEYS = {"Ctrl+C": "\x03", "Ctrl+Backslash": "\x1c", "Ctrl+Z": "\x1a"}
-SECONDS = 60
 
 
 class Shell:
@@ -50,7 +49,7 @@ class Shell:
             },
             encoding="utf-8",
             dimensions=(50, 400),
-            timeout=SECONDS,
+            timeout=60,
         )
         self.spawn.sendline("ulimit -c 0")  # a program that Ctrl+\ ends leaves no core file
         for _ in range(2):
