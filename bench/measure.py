@@ -360,7 +360,8 @@ def workers(bench: Bench) -> Iterator[Sample]:
     done = 0
     with Programs(bench.broker) as programs, bench.broker.channel() as channel:
         for number in (1, 2, 4, 8):
-            programs.start_ready(number, script)
+            for worker in [programs.start(script) for _ in range(number - len(programs.started))]:
+                worker.expect_ready()
             tasks = number * bench.size.of(10)
             began = time.perf_counter()
             publish_tasks(channel, ["task"] * tasks)

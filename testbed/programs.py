@@ -71,13 +71,6 @@ class Programs(contextlib.ExitStack):
         self.callback(process.kill)
         return terminal
 
-    def start_ready(self, number: int, *command: str) -> None:
-        """Start a program until there are so many, and wait until all of them are ready."""
-        while len(self.started) < number:
-            self.start(*command)
-        for terminal in self.started:
-            terminal.expect_ready()
-
     def wait_for(self, text: str, times: int) -> float:
         """Return when `text` was printed for the last of so many times, once it was."""
 
