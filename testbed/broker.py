@@ -4,7 +4,7 @@ import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote
 
 import pika
 import requests
@@ -137,8 +137,7 @@ class Broker:
 
     @property
     def _virtual_host(self) -> str:
-        path = unquote(urlsplit(self.url).path)
-        return quote(path.removeprefix("/") or "/", safe="")
+        return quote(pika.URLParameters(self.url).virtual_host, safe="")
 
 
 class OwnBroker(Broker, ABC):

@@ -30,8 +30,6 @@ from testbed.running import interruptible, parser_with_broker
 from testbed.terminal import REPOSITORY, replaced
 from tools.mutants_plugin import CAUGHT
 
-LIST = REPOSITORY / "tools" / "mutants.toml"
-
 # The files of the tests that hold for several scripts.
 OF_ALL_SCRIPTS = ["test_scripts", "test_stopping", "test_any_input"]
 
@@ -56,14 +54,15 @@ class Mutant:
 
 
 def listed() -> list[Mutant]:
-    """Return the mutants that the list has."""
+    """Return the mutants that tools/mutants.toml has."""
+    text = (REPOSITORY / "tools" / "mutants.toml").read_text(encoding="utf-8")
     return [
         Mutant(
             f"{Path(scripts).stem}: {name}",
             scripts.split(),
             list(zip(texts[::2], texts[1::2], strict=True)),
         )
-        for scripts, mutants in tomllib.loads(LIST.read_text(encoding="utf-8")).items()
+        for scripts, mutants in tomllib.loads(text).items()
         for name, texts in mutants.items()
     ]
 
