@@ -10,6 +10,7 @@ on the scripts as they are.
 """
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -28,7 +29,6 @@ import pytest
 from testbed.choice import KINDS
 from testbed.running import interruptible, parser_with_broker
 from testbed.terminal import REPOSITORY, replaced
-from tools.mutants_plugin import CAUGHT
 
 # The files of the tests that hold for several scripts.
 OF_ALL_SCRIPTS = ["test_scripts", "test_stopping", "test_any_input"]
@@ -85,10 +85,10 @@ def judge(tree: Path, broker: str, tests: Iterable[str]) -> Verdict:
     # Tests that stop a broker, which catch what no other does, skip one that was only named.
     environment.pop("RABBITMQ_URL", None)
     # On a busy machine a test may fail for lack of time, or catch by luck: it has to fail twice.
-    plugins = ["-p", "pytest_rerunfailures", "-p", "tools.mutants_plugin", "-p", "no:cacheprovider"]
-    options = ["-x", "--reruns=1", *plugins]
+    # With -vv the summary says why it failed in full.
+    options = "-x -rf -vv --reruns=1 -p pytest_rerunfailures -p tools.mutants_plugin"
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, f"--broker={broker}", *tests],
+        [sys.executable, "-m", "pytest", *options.split(), f"--broker={broker}", *tests],
         cwd=tree,
         env=environment,
         stdin=subprocess.DEVNULL,
@@ -100,8 +100,9 @@ def judge(tree: Path, broker: str, tests: Iterable[str]) -> Verdict:
     )
     if done.returncode == pytest.ExitCode.OK:
         return ALL_PASSED
-    if (tree / CAUGHT).exists():
-        return Verdict(*(tree / CAUGHT).read_text(encoding="utf-8").splitlines())
+    # Of a test whose fixture fails the summary says ERROR.
+    if failed := re.findall(r"(?m)^FAILED (.+?)(?: - (.*))?$", done.stdout):
+        return Verdict(*failed[-1])
     return Verdict(None, f"no test failed: {done.stdout.strip().splitlines()[-1]}")
 
 
@@ -127,7 +128,6 @@ def survivors_of(mutants: list[Mutant], broker: str) -> list[Mutant]:
         ThreadPoolExecutor(AT_A_TIME) as pool,
     ):
         unedited = Path(folder) / "unedited"
-        copy(REPOSITORY, unedited)  # once: somebody may go on working there
 
         def run(mutant: Mutant) -> tuple[Verdict, float]:
             tree = Path(folder) / mutant.name
@@ -138,6 +138,7 @@ def survivors_of(mutants: list[Mutant], broker: str) -> list[Mutant]:
             return judge(tree, broker, files_for(mutant, tree)), time.monotonic() - began
 
         try:
+            copy(REPOSITORY, unedited)  # once: somebody may go on working there
             for mutant, (verdict, took) in zip(mutants, pool.map(run, mutants), strict=True):
                 if verdict.test:
                     catching.add(verdict.test)
@@ -151,7 +152,7 @@ def survivors_of(mutants: list[Mutant], broker: str) -> list[Mutant]:
             pool.shutdown(wait=False, cancel_futures=True)
             for suite in psutil.Process().children():
                 suite.send_signal(signal.SIGINT)  # it has a broker to discard
-            raise
+            sys.exit(130)
         if verdict != ALL_PASSED:
             what = f"{verdict.test}: {verdict.reason}"
             sys.exit(f"Nothing is shown, since a test fails without an edit: {what}")
@@ -167,11 +168,8 @@ def main() -> None:
     chosen = [mutant for mutant in listed() if arguments.k in mutant.name]
     if not chosen:
         parser.error(f"no mutant has {arguments.k!r} in its name")
-    try:
-        with interruptible():
-            survivors = survivors_of(chosen, arguments.broker)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    with interruptible():
+        survivors = survivors_of(chosen, arguments.broker)
     print(f"{len(chosen) - len(survivors)} of {len(chosen)} mutants were caught.")
     for mutant in survivors:
         print(f"Not caught: {mutant.name}")
