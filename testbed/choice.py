@@ -10,7 +10,7 @@ from testbed.broker import Broker, NoBrokerError
 from testbed.cluster import Cluster, cluster_of_containers, cluster_of_nodes
 from testbed.container import Container
 from testbed.named import NamedBroker
-from testbed.node import Node, server_program
+from testbed.node import Node
 
 KINDS = ("auto", "url", "docker", "local")
 
@@ -35,7 +35,7 @@ def prepare(kind: str) -> Broker:
     if url and kind in ("auto", "url"):
         return NamedBroker(url)
     try:
-        return _own(kind, lambda: Container(_image()), lambda: Node(server_program()))
+        return _own(kind, Container, Node)
     except NoBrokerError as error:
         if kind != "auto":
             raise
@@ -46,18 +46,10 @@ def prepare(kind: str) -> Broker:
 
 
 def prepare_cluster(kind: str) -> Cluster:
-    """Return a cluster of that kind, not started yet; see `prepare`.
-
-    Raises:
-        NoBrokerError: There is none.
-    """
+    """Return a cluster of that kind, not started yet; `prepare` has the kinds, and raises alike."""
     if kind == "url":
         raise NoBrokerError("no cluster is made of a broker that was only named")
-    return _own(kind, lambda: cluster_of_containers(_image()), cluster_of_nodes)
-
-
-def _image() -> str:
-    return os.environ.get("RABBITMQ_IMAGE") or "rabbitmq:3.13-management"
+    return _own(kind, cluster_of_containers, cluster_of_nodes)
 
 
 def _own(kind: str, containers: Callable[[], B], local: Callable[[], B]) -> B:

@@ -19,7 +19,7 @@ from testcontainers.core.container import DockerContainer
 from testcontainers.core.network import Network
 
 from testbed.broker import Broker, NoBrokerError, OwnBroker
-from testbed.container import Container, get_image
+from testbed.container import IMAGE, Container, get_image
 from testbed.node import Node, executor, server_program
 from testbed.settings import free_ports
 from testbed.terminal import REPOSITORY, replaced
@@ -114,17 +114,16 @@ class Cluster(Broker):
         self.management_url = self.running[0].management_url
 
 
-def cluster_of_containers(image: str) -> Cluster:
+def cluster_of_containers() -> Cluster:
     """Return a cluster of containers in a network of their own.
 
     Raises:
         NoBrokerError: No Docker engine answers, or an image cannot be had.
     """
     haproxy_image = os.environ.get("HAPROXY_IMAGE") or "haproxy:3.0"
-    for one in (image, haproxy_image):
-        get_image(one)
+    nodes = [Container() for _ in HOSTS]
+    get_image(haproxy_image)
     cookie, network = secrets.token_hex(), Network()
-    nodes = [Container(image) for _ in HOSTS]
     for host, node in zip(HOSTS, nodes, strict=True):
         node.name = f"rabbit@{host}"
         node.container.with_kwargs(hostname=host).with_network(network).with_network_aliases(host)
@@ -137,7 +136,7 @@ def cluster_of_containers(image: str) -> Cluster:
     balancer.with_command(["haproxy", "-f", "/cluster/haproxy.cfg"])
     for container in (balancer, *(node.container for node in nodes)):
         container.with_copy_into_container(FOLDER, "/")  # as docker-compose.yml mounts it
-    description = f"three containers of {image} behind one of {haproxy_image}"
+    description = f"three containers of {IMAGE} behind one of {haproxy_image}"
     return Cluster(nodes, port, page, description, [network, balancer])
 
 
@@ -157,16 +156,16 @@ def cluster_of_nodes() -> Cluster:
         raise NoBrokerError("HAProxy is not installed")
     epmd_port, port, page = free_ports(3)
     # A port mapper that one of the nodes started would go down with it.
-    port_mapper = executor([epmd, "-address", "127.0.0.1", "-port", str(epmd_port)], epmd_port)
-    cookie = secrets.token_hex()
-    nodes = [Node(server, cookie=cookie, epmd_port=epmd_port) for _ in HOSTS]
+    command = [epmd, "-address", "127.0.0.1", "-port", str(epmd_port)]
+    port_mapper = executor(command, epmd_port, {})
+    cookie, nodes = secrets.token_hex(), [Node() for _ in HOSTS]
     settings = replaced(
         (FOLDER / "rabbitmq.conf").read_text(encoding="utf-8"),
         ("/cluster/definitions.json", str(FOLDER / "definitions.json")),
         *((f"rabbit@{host}", node.name) for host, node in zip(HOSTS, nodes, strict=True)),
     )
     for node in nodes:
-        node.configure(settings)
+        node.join(settings, cookie, epmd_port)
     ports = {"LISTEN": port, "STATISTICS": page}
     ports |= {f"NODE_{number}": node.port for number, node in enumerate(nodes, 1)}
     addresses = {name: f"127.0.0.1:{number}" for name, number in ports.items()}

@@ -1,5 +1,6 @@
 """A container of RabbitMQ's image."""
 
+import os
 import sys
 from ipaddress import ip_network
 
@@ -9,6 +10,8 @@ from testcontainers.core.container import DockerContainer
 
 from testbed.broker import NoBrokerError, OwnBroker
 from testbed.settings import configuration, free_ports
+
+IMAGE = os.environ.get("RABBITMQ_IMAGE") or "rabbitmq:3.13-management"
 
 
 def get_image(image: str) -> DockerClient:
@@ -38,22 +41,22 @@ def get_image(image: str) -> DockerClient:
 class Container(OwnBroker):
     """A container of RabbitMQ's image, by testcontainers, whose own object is `container`."""
 
-    def __init__(self, image: str) -> None:
+    def __init__(self) -> None:
         """Prepare a container; see `get_image` for what may be wrong with the image."""
-        engine = get_image(image)
-        self.description = f"a container of {image}"
-        self.container = DockerContainer(image)
+        engine = get_image(IMAGE)
+        self.description = f"a container of {IMAGE}"
+        self.container = DockerContainer(IMAGE)
         # Ports that Docker chooses change when a container restarts; a worker could not come back.
-        self._published = dict(zip((5672, 5671, 15672), free_ports(3), strict=True))
-        for port, published in self._published.items():
+        self._ports = free_ports(3)
+        for port, published in zip((5672, 5671, 15672), self._ports, strict=True):
             self.container.with_bind_ports(port, published)
         # From inside a container another one is reached at the gateway of their network, which
         # Docker gives the first address.
         networks = engine.networks.list(names=["bridge"])
         subnets = [each["Subnet"] for one in networks for each in one.attrs["IPAM"]["Config"]]
         hosts = ["localhost", *(str(ip_network(subnet)[1]) for subnet in subnets)]
-        listeners = "listeners.ssl.default = 5671\n"
-        files = configuration("/etc/rabbitmq", "conf.d/90-tests.conf", hosts, listeners)
+        listener = "listeners.ssl.default = 5671\n"
+        files = configuration("/etc/rabbitmq", "conf.d/90-tests.conf", hosts, listener)
         self.authority = files["authority.pem"]
         for name, content in files.items():
             self.container.with_copy_into_container(content, f"/etc/rabbitmq/{name}")
@@ -67,7 +70,7 @@ class Container(OwnBroker):
             self._created = True
             self.container.start()
             host = self.container.get_container_host_ip()
-            amqp, tls, management = (f"{host}:{port}" for port in self._published.values())
+            amqp, tls, management = (f"{host}:{port}" for port in self._ports)
             self.url = f"amqp://guest:guest@{amqp}/%2F"
             self.tls_url = f"amqps://guest:guest@{tls}/%2F"
             self.management_url = f"http://guest:guest@{management}"
@@ -98,11 +101,9 @@ class Container(OwnBroker):
 
     def ctl(self, *arguments: str) -> str:
         """Return what rabbitmqctl prints in the container."""
-        code, output = self.container.exec(["rabbitmqctl", *arguments])
-        said = str(output, errors="replace")
-        if code:
-            raise RuntimeError(said)
-        return said
+        done = self.container.exec(["rabbitmqctl", *arguments])
+        assert done.exit_code == 0, done.output
+        return done.output.decode(errors="replace")
 
     def ctl_command(self) -> list[str]:
         """Return the command line of rabbitmqctl in the container; it needs Docker's own client."""
