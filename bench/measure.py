@@ -534,7 +534,7 @@ def measure(
     results = Results(
         versions={
             "RabbitMQ": broker.version,
-            "Erlang": broker.erlang,
+            "Erlang": broker.stated("platform").removeprefix("Erlang/OTP "),
             "Python": platform.python_version(),
             "pika": pika.__version__,
         },

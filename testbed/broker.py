@@ -65,14 +65,10 @@ class Broker:
     @property
     def version(self) -> str:
         """The version that the broker states when a client connects, such as "3.13.7"."""
-        return self._stated("version")
+        return self.stated("version")
 
-    @property
-    def erlang(self) -> str:
-        """The version of Erlang that it states too, such as "26.2.5"."""
-        return self._stated("platform").removeprefix("Erlang/OTP ")
-
-    def _stated(self, name: str) -> str:
+    def stated(self, name: str) -> str:
+        """Return what else it states, such as "Erlang/OTP 26.2.5" for its "platform"."""
         with pika.BlockingConnection(pika.URLParameters(self.url)) as connection:
             # BlockingConnection does not pass these on from the connection that it wraps.
             return str(connection._impl.server_properties[name])  # type: ignore[index]

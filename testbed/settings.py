@@ -1,7 +1,6 @@
 """What a broker that is started for a run is given: ports, certificates and settings."""
 
 import os
-from collections.abc import Sequence
 
 import port_for
 import trustme
@@ -22,15 +21,14 @@ def free_ports(number: int) -> list[int]:
     # Processes that run tests side by side must not choose the same before either listens on it.
     processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     mine = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-    while len(ports) < number:
-        port = port_for.select_random(exclude_ports=ports)
-        if port % processes == mine:
-            ports.append(port)
+    good = {port for port in port_for.available_good_ports() if port % processes == mine}
+    for _ in range(number):
+        ports.append(port_for.select_random(good, exclude_ports=ports))
     return ports
 
 
 def configuration(
-    folder: str, settings_file: str, hosts: Sequence[str], listeners: str
+    folder: str, settings_file: str, hosts: list[str], listeners: str
 ) -> dict[str, bytes]:
     """Return the files that configure a broker, by their paths in a folder that will be there.
 
@@ -46,8 +44,7 @@ def configuration(
     server = authority.issue_cert(*hosts)
     # A queue reports its counts to the management plugin every 250 ms, and not every 5 s.
     settings = (
-        f"{listeners}"
-        "collect_statistics_interval = 250\n"
+        f"{listeners}collect_statistics_interval = 250\n"
         f"max_message_size = {MAX_MESSAGE_SIZE}\n"
         f"ssl_options.cacertfile = {folder}/authority.pem\n"
         f"ssl_options.certfile = {folder}/certificate.pem\n"
