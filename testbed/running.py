@@ -1,10 +1,10 @@
 """How long a broker runs: for a `with` statement, which what ends the program ends too."""
 
-import argparse
 import contextlib
 import signal
 import sys
 import time
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
@@ -39,13 +39,9 @@ def running(broker: B) -> Iterator[B]:
             broker.discard()
 
 
-def parser_with_broker(
-    description: str | None, kinds: Sequence[str] = KINDS
-) -> argparse.ArgumentParser:
+def parser_with_broker(description: str | None, kinds: Sequence[str] = KINDS) -> ArgumentParser:
     """Return the parser of a program that is started by hand and takes --broker, of those kinds."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--broker", choices=kinds, default="auto", help="as pytest's option")
     return parser
 

@@ -21,7 +21,8 @@ def code(script: str, *names: str) -> str:
     Raises:
         LookupError: The script has none of such a name.
     """
-    return _fence("python", "\n\n".join(_part(script, name) for name in names or [""]))
+    parts = "\n\n".join(_part(script, name) for name in names or [""])
+    return f"```python\n{parts}\n```\n"
 
 
 def diff(old: str, new: str, name: str = "") -> str:
@@ -33,7 +34,8 @@ def diff(old: str, new: str, name: str = "") -> str:
     before, after = (re.sub(docstring, "", _part(script, name)) for script in (old, new))
     lines = difflib.unified_diff(before.splitlines(), after.splitlines(), lineterm="", n=1)
     places = re.split(r"(?m)^@@.*\n", "\n".join(line for line in list(lines)[2:] if line != " "))
-    return _fence("diff", "\n …\n".join(place.rstrip("\n") for place in places if place))
+    shown = "\n …\n".join(place.rstrip("\n") for place in places if place)
+    return f"```diff\n{shown}\n```\n"
 
 
 def _part(script: str, name: str) -> str:

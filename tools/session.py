@@ -36,14 +36,13 @@ class Shell:
     def __init__(self, url: str, programs: Path) -> None:
         """Start it in the repository. `programs` is the first folder on its path."""
         self._url = url
-        path = [str(programs), str(Path(sys.executable).parent), os.environ["PATH"]]
         self.spawn = pexpect.spawn(
             "bash",
             ["--norc", "--noprofile", "--noediting", "-i"],
             cwd=REPOSITORY,
             env={
                 **script_environment(url),
-                "PATH": os.pathsep.join(path),
+                "PATH": f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}",
                 "PS1": "\x02$?\x03$ ",
                 "TERM": "dumb",
             },
