@@ -45,7 +45,7 @@ from testbed.programs import (
     publish_tasks,
 )
 from testbed.running import parser_with_broker, running, running_by_hand
-from testbed.terminal import REPOSITORY, into_file, replaced, script_environment
+from testbed.terminal import REPOSITORY, replaced, script_environment
 from testbed.waiting import wait_until
 from tools.readme import measured_anew
 
@@ -127,7 +127,8 @@ def logged(broker: Broker, *command: str) -> Iterator[Callable[[str], int]]:
         def count(text: str) -> int:
             return log.read_bytes().count(text.encode())
 
-        with into_file(log, broker.url, *command, merge=True):
+        with log.open("wb") as output, Programs(broker) as programs:
+            programs.start(*command, stdout=output.fileno(), merge=True)
             wait_until(lambda: count("[*] "), f"{command[0]} to be ready", pause=0.002)
             yield count
 
@@ -359,7 +360,8 @@ def workers(bench: Bench) -> Iterator[Sample]:
     done = 0
     with Programs(bench.broker) as programs, bench.broker.channel() as channel:
         for number in (1, 2, 4, 8):
-            programs.start_ready(number, script)
+            for worker in [programs.start(script) for _ in range(number - len(programs.started))]:
+                worker.expect_ready()
             tasks = number * bench.size.of(10)
             began = time.perf_counter()
             publish_tasks(channel, ["task"] * tasks)
@@ -532,7 +534,7 @@ def measure(
     results = Results(
         versions={
             "RabbitMQ": broker.version,
-            "Erlang": broker.erlang,
+            "Erlang": broker.stated("platform").removeprefix("Erlang/OTP "),
             "Python": platform.python_version(),
             "pika": pika.__version__,
         },

@@ -4,7 +4,7 @@ import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote
 
 import pika
 import requests
@@ -22,11 +22,6 @@ OF_RECIPES = ("jobs", "jobs.failed", *(f"jobs.retry.{delay}s" for delay in (1, 2
 
 # What pika raises where no broker takes a connection.
 NO_CONNECTION = (AMQPConnectionError, AMQPConnectorException, OSError)
-
-
-def ready_in(channel: BlockingChannel, queue: str) -> int:
-    """Return how many messages of the queue wait for a consumer, as of now."""
-    return int(channel.queue_declare(queue=queue, passive=True).method.message_count)
 
 
 class NoBrokerError(Exception):
@@ -70,14 +65,10 @@ class Broker:
     @property
     def version(self) -> str:
         """The version that the broker states when a client connects, such as "3.13.7"."""
-        return self._stated("version")
+        return self.stated("version")
 
-    @property
-    def erlang(self) -> str:
-        """The version of Erlang that it states too, such as "26.2.5"."""
-        return self._stated("platform").removeprefix("Erlang/OTP ")
-
-    def _stated(self, name: str) -> str:
+    def stated(self, name: str) -> str:
+        """Return what else it states, such as "Erlang/OTP 26.2.5" for its "platform"."""
         with pika.BlockingConnection(pika.URLParameters(self.url)) as connection:
             # BlockingConnection does not pass these on from the connection that it wraps.
             return str(connection._impl.server_properties[name])  # type: ignore[index]
@@ -85,13 +76,11 @@ class Broker:
     def ready(self, queue: str) -> int:
         """Return how many messages of the queue wait for a consumer, as of now."""
         with self.channel() as channel:
-            return ready_in(channel, queue)
+            return int(channel.queue_declare(queue=queue, passive=True).method.message_count)
 
     def wait_for_ready(self, queue: str, number: int) -> None:
         """Wait until so many messages of the queue wait for a consumer."""
-        what = f"{number} messages ready in {queue}"
-        with self.channel() as channel:
-            wait_until(lambda: ready_in(channel, queue) == number, what)
+        wait_until(lambda: self.ready(queue) == number, f"{number} messages ready in {queue}")
 
     def consumers(self, queue: str) -> int:
         """Return how many consumers the queue has, as of now."""
@@ -144,8 +133,7 @@ class Broker:
 
     @property
     def _virtual_host(self) -> str:
-        path = unquote(urlsplit(self.url).path)
-        return quote(path.removeprefix("/") or "/", safe="")
+        return quote(pika.URLParameters(self.url).virtual_host, safe="")
 
 
 class OwnBroker(Broker, ABC):
@@ -215,9 +203,8 @@ class OwnBroker(Broker, ABC):
 
         def logs_in() -> bool:
             try:
-                pika.BlockingConnection(pika.URLParameters(self.url)).close()
+                return bool(self.version)
             except NO_CONNECTION:
                 return False
-            return True
 
-        wait_until(logs_in, f"a login at {self.description}", seconds=60)
+        wait_until(logs_in, f"a login at {self.description}", seconds=120)

@@ -10,14 +10,9 @@ from testbed.broker import Broker, NoBrokerError
 from testbed.cluster import Cluster, cluster_of_containers, cluster_of_nodes
 from testbed.container import Container
 from testbed.named import NamedBroker
-from testbed.node import Node, server_program
+from testbed.node import Node
 
 KINDS = ("auto", "url", "docker", "local")
-
-_WAYS = (
-    "start Docker, or install RabbitMQ (Debian: apt-get install rabbitmq-server, macOS: brew"
-    " install rabbitmq), or name a running broker in RABBITMQ_URL"
-)
 
 B = TypeVar("B", bound=Broker)
 
@@ -40,41 +35,34 @@ def prepare(kind: str) -> Broker:
     if url and kind in ("auto", "url"):
         return NamedBroker(url)
     try:
-        return _own(kind, lambda: Container(_image()), lambda: Node(server_program()))
+        return _own(kind, Container, Node)
     except NoBrokerError as error:
         if kind != "auto":
             raise
-        raise NoBrokerError(f"{error}; {_WAYS}") from error
+        raise NoBrokerError(
+            f"{error}; start Docker, or install RabbitMQ (Debian: apt-get install rabbitmq-server,"
+            " macOS: brew install rabbitmq), or name a running broker in RABBITMQ_URL"
+        ) from error
 
 
 def prepare_cluster(kind: str) -> Cluster:
-    """Return a cluster of that kind, not started yet; see `prepare`.
-
-    Raises:
-        NoBrokerError: There is none.
-    """
+    """Return a cluster of that kind, not started yet; `prepare` has the kinds, and raises alike."""
     if kind == "url":
         raise NoBrokerError("no cluster is made of a broker that was only named")
-    return _own(kind, lambda: cluster_of_containers(_image()), cluster_of_nodes)
-
-
-def _image() -> str:
-    return os.environ.get("RABBITMQ_IMAGE") or "rabbitmq:3.13-management"
+    return _own(kind, cluster_of_containers, cluster_of_nodes)
 
 
 def _own(kind: str, containers: Callable[[], B], local: Callable[[], B]) -> B:
-    if kind == "local":
-        return local()
-    try:
-        return containers()
-    except NoBrokerError as error:
-        if kind == "docker":
-            raise
-        no_container = error
-    try:
-        own = local()
-    except NoBrokerError as no_node:
-        raise NoBrokerError(f"{no_container}, and {no_node}") from no_node
-    if isinstance(no_container.__cause__, docker.errors.APIError):  # which one may not expect
-        own.description += f" ({no_container})"
-    return own
+    ways = {"docker": containers, "local": local}
+    missing: list[NoBrokerError] = []
+    for way in ways if kind == "auto" else [kind]:
+        try:
+            own = ways[way]()
+        except NoBrokerError as error:
+            missing.append(error)
+            continue
+        for reason in missing:
+            if isinstance(reason.__cause__, docker.errors.APIError):  # which one may not expect
+                own.description += f" ({reason})"
+        return own
+    raise NoBrokerError(", and ".join(map(str, missing)))

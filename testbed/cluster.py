@@ -9,18 +9,18 @@ import csv
 import os
 import secrets
 import shutil
-import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
 
 import requests
-from mirakuru import TCPExecutor
 from testcontainers.core.container import DockerContainer
 from testcontainers.core.network import Network
 
 from testbed.broker import Broker, NoBrokerError, OwnBroker
-from testbed.container import Container, get_image
-from testbed.node import Node, server_program
+from testbed.container import IMAGE, Container, get_image
+from testbed.node import Node, executor, server_program
 from testbed.settings import free_ports
 from testbed.terminal import REPOSITORY, replaced
 from testbed.waiting import wait_until
@@ -28,43 +28,27 @@ from testbed.waiting import wait_until
 FOLDER = REPOSITORY / "cluster"
 HOSTS = ("rabbitmq-1", "rabbitmq-2", "rabbitmq-3")
 
-# Where packages put programs that not everybody has on the path.
-_SYSTEM_PROGRAMS = "/usr/sbin:/usr/local/sbin:/opt/homebrew/bin"
 
-
+@dataclass(eq=False)
 class Cluster(Broker):
-    """A cluster of nodes, any of which may be down, at the address of their load balancer."""
+    """A cluster of nodes, any of which may be down, at the address of their load balancer.
 
-    def __init__(
-        self,
-        nodes: Sequence[OwnBroker],
-        host: Callable[[], str],
-        port: int,
-        page: int,
-        description: str,
-        *around: contextlib.AbstractContextManager[object],
-    ) -> None:
-        """Take nodes that are configured to form a cluster, none of them started yet.
+    Attributes:
+        nodes: The nodes, which are configured to form a cluster. None of them is started yet.
+        port: At which the balancer, on the nodes' host, takes AMQP connections.
+        page: The port of its page of statistics.
+        description: What it is, for the header of a run.
+        around: What runs before the first node and until after the last, the balancer too.
+        running: The nodes that were started, and not killed since.
+    """
 
-        Args:
-            nodes: The nodes.
-            host: Returns that of their load balancer, once it runs.
-            port: At which the balancer takes AMQP connections.
-            page: The port of its page of statistics.
-            description: What it is, for the header of a run.
-            around: What runs before the first node and until after the last, the balancer too.
-        """
-        self.nodes = nodes
-        self.description = description
-        self._host, self._port, self._page = host, port, page
-        self._around = list(around)
-        self._ends = contextlib.ExitStack()
-        self._down = set(nodes)
-
-    @property
-    def running(self) -> list[OwnBroker]:
-        """The nodes that were started, and neither stopped nor killed since."""
-        return [node for node in self.nodes if node not in self._down]
+    nodes: Sequence[OwnBroker]
+    port: int
+    page: int
+    description: str
+    around: list[contextlib.AbstractContextManager[object]]
+    running: list[OwnBroker] = field(default_factory=list)
+    _ends: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def start(self) -> None:
         """Start the nodes that do not run; return when all are in use.
@@ -72,13 +56,13 @@ class Cluster(Broker):
         They start all at once where none runs. Otherwise they come back one after the other: two at
         the same moment may end each other's start (seen on 4.0.5, "node_not_running").
         """
-        while self._around:
-            self._ends.enter_context(self._around.pop(0))
-        self.url = f"amqp://guest:guest@{self._host()}:{self._port}/%2F"
-        down = [node for node in self.nodes if node in self._down]
+        while self.around:
+            self._ends.enter_context(self.around.pop(0))
         with ThreadPoolExecutor(max_workers=1 if self.running else len(self.nodes)) as pool:
-            list(pool.map(lambda node: node.start(), down))
-        self._down.clear()
+            list(pool.map(lambda node: node.start(), self.nodes))
+        self.running = list(self.nodes)
+        self._host = urlsplit(self.nodes[0].url).hostname
+        self.url = f"amqp://guest:guest@{self._host}:{self.port}/%2F"
         wait_until(lambda: all(map(self._complete, self.nodes)), "one cluster of all nodes")
         self._use_running()
 
@@ -86,7 +70,7 @@ class Cluster(Broker):
         """Kill those of the nodes outright; return when the balancer passes them over."""
         for node in nodes:
             node.kill()
-            self._down.add(node)
+            self.running.remove(node)
         self._use_running()
 
     def settle(self) -> None:
@@ -123,59 +107,37 @@ class Cluster(Broker):
             # Such as "UP", "DOWN", or "UP 1/2", which is in use but failed to answer once.
             return [row["status"].startswith("UP") for row in rows if row["svname"] in HOSTS]
 
-        page = f"http://{self._host()}:{self._page}/;csv"
+        page = f"http://{self._host}:{self.page}/;csv"
         expected = [node in self.running for node in self.nodes]
         wait_until(lambda: up() == expected, f"HAProxy to see {len(self.running)} nodes")
         # Only AMQP has a balancer before it. Each node's management API tells of all of them.
-        for node in self.running[:1]:
-            self.management_url = node.management_url
+        self.management_url = self.running[0].management_url
 
 
-def copy_folder(container: DockerContainer) -> None:
-    """Give the container the files that docker-compose.yml mounts."""
-    for file in FOLDER.iterdir():
-        container.with_copy_into_container(file.read_bytes(), f"/cluster/{file.name}")
-
-
-class Member(Container):
-    """A container of RabbitMQ's image that becomes a node of a cluster."""
-
-    def __init__(self, image: str, host: str, network: Network, cookie: str) -> None:
-        """Prepare the container, by the name `host` in the network; the image is there."""
-        super().__init__(image)
-        self.name = f"rabbit@{host}"
-        self._container.with_kwargs(hostname=host)
-        self._container.with_network(network).with_network_aliases(host)
-        self._container.with_env("RABBITMQ_CONFIG_FILE", "/cluster/rabbitmq.conf")
-        self._container.with_command(["sh", "/cluster/start-node"])
-        copy_folder(self._container)
-        self._container.with_copy_into_container(cookie.encode(), "/cookie/cookie")
-
-
-def cluster_of_containers(image: str) -> Cluster:
+def cluster_of_containers() -> Cluster:
     """Return a cluster of containers in a network of their own.
 
     Raises:
         NoBrokerError: No Docker engine answers, or an image cannot be had.
     """
     haproxy_image = os.environ.get("HAPROXY_IMAGE") or "haproxy:3.0"
-    for one in (image, haproxy_image):
-        get_image(one)
+    nodes = [Container() for _ in HOSTS]
+    get_image(haproxy_image)
     cookie, network = secrets.token_hex(), Network()
+    for host, node in zip(HOSTS, nodes, strict=True):
+        node.name = f"rabbit@{host}"
+        node.container.with_kwargs(hostname=host).with_network(network).with_network_aliases(host)
+        node.container.with_env("RABBITMQ_CONFIG_FILE", "/cluster/rabbitmq.conf")
+        node.container.with_command(["sh", "/cluster/start-node"])
+        node.container.with_copy_into_container(cookie.encode(), "/cookie/cookie")
     port, page = free_ports(2)
     balancer = DockerContainer(haproxy_image).with_network(network)
     balancer.with_bind_ports(5672, port).with_bind_ports(8404, page)
     balancer.with_command(["haproxy", "-f", "/cluster/haproxy.cfg"])
-    copy_folder(balancer)
-    return Cluster(
-        [Member(image, host, network, cookie) for host in HOSTS],
-        balancer.get_container_host_ip,
-        port,
-        page,
-        f"three containers of {image} behind one of {haproxy_image}",
-        network,
-        balancer,
-    )
+    for container in (balancer, *(node.container for node in nodes)):
+        container.with_copy_into_container(FOLDER, "/")  # as docker-compose.yml mounts it
+    description = f"three containers of {IMAGE} behind one of {haproxy_image}"
+    return Cluster(nodes, port, page, description, [network, balancer])
 
 
 def cluster_of_nodes() -> Cluster:
@@ -185,7 +147,8 @@ def cluster_of_nodes() -> Cluster:
         NoBrokerError: RabbitMQ, the port mapper of its Erlang, or HAProxy is not installed.
     """
     server = server_program()
-    path = f"{os.environ.get('PATH', os.defpath)}:{_SYSTEM_PROGRAMS}"
+    # Packages put programs into folders that not everybody has on the path.
+    path = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/usr/local/sbin:/opt/homebrew/bin"
     epmd, haproxy = (shutil.which(name, path=path) for name in ("epmd", "haproxy"))
     if not epmd:
         raise NoBrokerError("epmd, the port mapper of RabbitMQ's Erlang, is not on the path")
@@ -193,28 +156,19 @@ def cluster_of_nodes() -> Cluster:
         raise NoBrokerError("HAProxy is not installed")
     epmd_port, port, page = free_ports(3)
     # A port mapper that one of the nodes started would go down with it.
-    port_mapper = executor([epmd, "-address", "127.0.0.1", "-port", str(epmd_port)], epmd_port)
-    cookie = secrets.token_hex()
-    nodes = [Node(server, cookie=cookie, epmd_port=epmd_port) for _ in HOSTS]
+    command = [epmd, "-address", "127.0.0.1", "-port", str(epmd_port)]
+    port_mapper = executor(command, epmd_port, {})
+    cookie, nodes = secrets.token_hex(), [Node() for _ in HOSTS]
     settings = replaced(
         (FOLDER / "rabbitmq.conf").read_text(encoding="utf-8"),
         ("/cluster/definitions.json", str(FOLDER / "definitions.json")),
         *((f"rabbit@{host}", node.name) for host, node in zip(HOSTS, nodes, strict=True)),
     )
     for node in nodes:
-        node.configure(settings)
-    balancer = executor(
-        [haproxy, "-db", "-f", str(FOLDER / "haproxy.cfg")],
-        port,
-        LISTEN=f"127.0.0.1:{port}",
-        STATISTICS=f"127.0.0.1:{page}",
-        **{f"NODE_{number}": f"127.0.0.1:{node.port}" for number, node in enumerate(nodes, 1)},
-    )
+        node.join(settings, cookie, epmd_port)
+    ports = {"LISTEN": port, "STATISTICS": page}
+    ports |= {f"NODE_{number}": node.port for number, node in enumerate(nodes, 1)}
+    addresses = {name: f"127.0.0.1:{number}" for name, number in ports.items()}
+    balancer = executor([haproxy, "-db", "-f", str(FOLDER / "haproxy.cfg")], port, addresses)
     description = f"three private nodes of {server} behind {haproxy}"
-    return Cluster(nodes, lambda: "127.0.0.1", port, page, description, port_mapper, balancer)
-
-
-def executor(command: list[str], port: int, **environment: str) -> TCPExecutor:
-    """Return what runs the command, which is to listen on the port, until the end of its `with`."""
-    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    return TCPExecutor(command, "127.0.0.1", port, timeout=60, envvars=environment, **silent)
+    return Cluster(nodes, port, page, description, [port_mapper, balancer])

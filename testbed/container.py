@@ -1,18 +1,17 @@
 """A container of RabbitMQ's image."""
 
+import os
 import sys
 from ipaddress import ip_network
 
 import docker.errors
 from docker.client import DockerClient, from_env
-from docker.utils.utils import parse_repository_tag
-from testcontainers.community.rabbitmq import RabbitMqContainer
+from testcontainers.core.container import DockerContainer
 
 from testbed.broker import NoBrokerError, OwnBroker
-from testbed.settings import ADVANCED_CONFIG, free_ports, rabbitmq_conf, tls_files
+from testbed.settings import configuration, free_ports
 
-# Where the certificate files are inside a container.
-_TLS = "/etc/rabbitmq/tls"
+IMAGE = os.environ.get("RABBITMQ_IMAGE") or "rabbitmq:3.13-management"
 
 
 def get_image(image: str) -> DockerClient:
@@ -31,7 +30,7 @@ def get_image(image: str) -> DockerClient:
     except docker.errors.ImageNotFound:
         print(f"Docker gets the image {image}", file=sys.stderr)
         try:
-            engine.images.pull(*parse_repository_tag(image))
+            engine.images.pull(image)
         except docker.errors.APIError as error:
             raise NoBrokerError(
                 f"Docker answers, but the image {image} cannot be had ({error.explanation})"
@@ -40,46 +39,38 @@ def get_image(image: str) -> DockerClient:
 
 
 class Container(OwnBroker):
-    """A container of RabbitMQ's image, by testcontainers."""
+    """A container of RabbitMQ's image, by testcontainers, whose own object is `container`."""
 
-    def __init__(self, image: str) -> None:
-        """Have Docker get the image, where it has not got it.
-
-        Raises:
-            NoBrokerError: No Docker engine answers, or the image cannot be had.
-        """
-        engine = get_image(image)
-        self.description = f"a container of {image}"
-        # By default it takes these from environment variables, which may be somebody's.
-        self._container = RabbitMqContainer(image, 5672, "guest", "guest", "/")
+    def __init__(self) -> None:
+        """Prepare a container; see `get_image` for what may be wrong with the image."""
+        engine = get_image(IMAGE)
+        self.description = f"a container of {IMAGE}"
+        self.container = DockerContainer(IMAGE)
         # Ports that Docker chooses change when a container restarts; a worker could not come back.
-        self._published = dict(zip((5672, 5671, 15672), free_ports(3), strict=True))
-        for port, published in self._published.items():
-            self._container.with_bind_ports(port, published)
+        self._ports = free_ports(3)
+        for port, published in zip((5672, 5671, 15672), self._ports, strict=True):
+            self.container.with_bind_ports(port, published)
         # From inside a container another one is reached at the gateway of their network, which
         # Docker gives the first address.
         networks = engine.networks.list(names=["bridge"])
         subnets = [each["Subnet"] for one in networks for each in one.attrs["IPAM"]["Config"]]
-        tls = tls_files("localhost", *(str(ip_network(subnet)[1]) for subnet in subnets))
-        self.authority = tls["authority.pem"]
-        settings = "listeners.ssl.default = 5671\n" + rabbitmq_conf(_TLS)
-        for path, content in {
-            **{f"{_TLS}/{name}": content for name, content in tls.items()},
-            "/etc/rabbitmq/conf.d/90-tests.conf": settings.encode(),
-            "/etc/rabbitmq/advanced.config": ADVANCED_CONFIG.encode(),
-        }.items():
-            self._container.with_copy_into_container(content, path)
+        hosts = ["localhost", *(str(ip_network(subnet)[1]) for subnet in subnets)]
+        listener = "listeners.ssl.default = 5671\n"
+        files = configuration("/etc/rabbitmq", "conf.d/90-tests.conf", hosts, listener)
+        self.authority = files["authority.pem"]
+        for name, content in files.items():
+            self.container.with_copy_into_container(content, f"/etc/rabbitmq/{name}")
         self._created = False
 
     def start(self) -> None:
         """Start the container, the same one each time: its data is inside."""
         if self._created:
-            self._container.get_wrapped_container().start()
+            self.container.get_wrapped_container().start()
         else:
             self._created = True
-            self._container.start()
-            host = self._container.get_container_host_ip()
-            amqp, tls, management = (f"{host}:{port}" for port in self._published.values())
+            self.container.start()
+            host = self.container.get_container_host_ip()
+            amqp, tls, management = (f"{host}:{port}" for port in self._ports)
             self.url = f"amqp://guest:guest@{amqp}/%2F"
             self.tls_url = f"amqps://guest:guest@{tls}/%2F"
             self.management_url = f"http://guest:guest@{management}"
@@ -87,35 +78,33 @@ class Container(OwnBroker):
 
     def stop(self) -> None:
         """Stop the container: Docker sends SIGTERM, and waits."""
-        self._container.get_wrapped_container().stop(timeout=60)
+        self.container.get_wrapped_container().stop(timeout=60)
 
     def kill(self) -> None:
         """Kill the container's processes with SIGKILL."""
-        self._container.get_wrapped_container().kill()
-        self._container.get_wrapped_container().wait()
+        self.container.get_wrapped_container().kill()
+        self.container.get_wrapped_container().wait()
 
     def pause(self) -> None:
         """Freeze the container's processes."""
-        self._container.get_wrapped_container().pause()
+        self.container.get_wrapped_container().pause()
 
     def resume(self) -> None:
         """Have them go on."""
-        self._container.get_wrapped_container().unpause()
+        self.container.get_wrapped_container().unpause()
 
     def discard(self) -> None:
         """Remove the container and its volume, unless that was done."""
         if self._created:
-            self._container.stop()
+            self.container.stop()
             self._created = False
 
     def ctl(self, *arguments: str) -> str:
         """Return what rabbitmqctl prints in the container."""
-        code, output = self._container.exec(["rabbitmqctl", *arguments])
-        said = str(output, errors="replace")
-        if code:
-            raise RuntimeError(said)
-        return said
+        done = self.container.exec(["rabbitmqctl", *arguments])
+        assert done.exit_code == 0, done.output
+        return done.output.decode(errors="replace")
 
     def ctl_command(self) -> list[str]:
         """Return the command line of rabbitmqctl in the container; it needs Docker's own client."""
-        return ["docker", "exec", str(self._container.get_wrapped_container().id), "rabbitmqctl"]
+        return ["docker", "exec", str(self.container.get_wrapped_container().id), "rabbitmqctl"]

@@ -6,13 +6,15 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from subprocess import DEVNULL
+from typing import IO
 
 import psutil
 from mirakuru import TCPExecutor
 from mirakuru.exceptions import ExecutorError
 
 from testbed.broker import NoBrokerError, OwnBroker
-from testbed.settings import ADVANCED_CONFIG, free_ports, rabbitmq_conf, tls_files
+from testbed.settings import configuration, free_ports
 from testbed.waiting import wait_until
 
 # Where the packages of Debian and Homebrew put the server, for who has not got it on the path.
@@ -26,48 +28,36 @@ _SERVER_PROGRAMS = (
 class Node(OwnBroker):
     """A node that this machine's RabbitMQ runs, apart from all that the machine has set up."""
 
-    def __init__(
-        self, server: Path, *, cookie: str | None = None, epmd_port: int | None = None
-    ) -> None:
-        """Prepare a node that the program `server` will run.
-
-        Args:
-            server: RabbitMQ's server program.
-            cookie: The Erlang cookie of the cluster that it will be in. By default one of its own.
-            epmd_port: The port of that cluster's port mapper. By default the node starts its own.
-        """
+    def __init__(self) -> None:
+        """Prepare a node; see `server_program` for what may be missing."""
+        server = server_program()
         self.description = f"a private node of {server}"
         self._ctl = server.with_name("rabbitmqctl")
         self._data = tempfile.TemporaryDirectory(prefix="rabbitmq-tutorial-")
         home = Path(self._data.name)
-        self.port, tls_port, management_port, distribution_port, own_epmd_port = free_ports(5)
+        self.port, tls_port, management_port, distribution_port, epmd_port = free_ports(5)
         self.name = f"tutorial-{self.port}@localhost"
         self.url = f"amqp://guest:guest@localhost:{self.port}/%2F"
         self.tls_url = f"amqps://guest:guest@localhost:{tls_port}/%2F"
         self.management_url = f"http://guest:guest@localhost:{management_port}"
-        tls = tls_files("localhost")
-        self.authority = tls["authority.pem"]
-        for name, content in tls.items():
-            (home / name).write_bytes(content)
-        if cookie:
-            (home / ".erlang.cookie").write_text(cookie)
-            (home / ".erlang.cookie").chmod(0o400)
-        (home / "conf.d").mkdir()
-        (home / "advanced.config").write_text(ADVANCED_CONFIG)
-        (home / "enabled_plugins").write_text("[rabbitmq_management].\n")
-        (home / "rabbitmq.conf").write_text(
+        listeners = (
             f"listeners.tcp.local = 127.0.0.1:{self.port}\n"
             f"listeners.ssl.local = 127.0.0.1:{tls_port}\n"
             f"management.tcp.ip = 127.0.0.1\n"
             f"management.tcp.port = {management_port}\n"
-            f"{rabbitmq_conf(str(home))}"
         )
+        files = configuration(str(home), "rabbitmq.conf", ["localhost"], listeners)
+        self.authority = files["authority.pem"]
+        for name, content in files.items():
+            (home / name).write_bytes(content)
+        (home / "conf.d").mkdir()
+        (home / "enabled_plugins").write_text("[rabbitmq_management].\n")
         self._stderr = (home / "stderr.log").open("w+")
         # What the machine's own settings in /etc/rabbitmq say is not for this node: https://www.rabbitmq.com/docs/configure#supported-environment-variables
         self._environment = {
             "HOME": str(home),  # where Erlang looks for the cookie, or makes one
             "ERL_EPMD_ADDRESS": "127.0.0.1",
-            "ERL_EPMD_PORT": str(epmd_port or own_epmd_port),
+            "ERL_EPMD_PORT": str(epmd_port),  # which it starts itself
             "RABBITMQ_NODENAME": self.name,
             "RABBITMQ_NODE_PORT": str(self.port),
             "RABBITMQ_DIST_PORT": str(distribution_port),
@@ -82,19 +72,15 @@ class Node(OwnBroker):
             "RABBITMQ_LOG_BASE": str(home / "log"),
         }
         # mirakuru ends what the server leaves behind too, such as Erlang's port mapper, epmd.
-        self._executor = TCPExecutor(
-            [str(server)],
-            host="127.0.0.1",
-            port=self.port,
-            timeout=60,
-            envvars=self._environment,
-            stdout=subprocess.DEVNULL,
-            stderr=self._stderr,
-        )
+        self._executor = executor([str(server)], self.port, self._environment, self._stderr)
 
-    def configure(self, settings: str) -> None:
-        """Add settings to those of its rabbitmq.conf, before it starts."""
-        (Path(self._data.name) / "conf.d" / "cluster.conf").write_text(settings)
+    def join(self, settings: str, cookie: str, epmd_port: int) -> None:
+        """Have it start in a cluster, by these settings, this cookie and that port mapper."""
+        home = Path(self._data.name)
+        (home / "conf.d" / "cluster.conf").write_text(settings)
+        (home / ".erlang.cookie").write_text(cookie)
+        (home / ".erlang.cookie").chmod(0o400)
+        self._environment["ERL_EPMD_PORT"] = str(epmd_port)
 
     def start(self) -> None:
         """Start the node, unless it is running.
@@ -159,6 +145,14 @@ class Node(OwnBroker):
         """Return the command line of rabbitmqctl for the node."""
         settings = (f"{name}={value}" for name, value in self._environment.items())
         return ["env", *settings, str(self._ctl)]
+
+
+def executor(
+    command: list[str], port: int, environment: dict[str, str], stderr: int | IO[str] = DEVNULL
+) -> TCPExecutor:
+    """Return what runs the command, which is to listen on the port, until the end of its `with`."""
+    streams = {"stdout": DEVNULL, "stderr": stderr}
+    return TCPExecutor(command, "127.0.0.1", port, timeout=60, envvars=environment, **streams)
 
 
 def server_program() -> Path:

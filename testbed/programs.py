@@ -13,7 +13,7 @@ from pika.adapters.blocking_connection import BlockingChannel
 
 from part_6.rpc_client import FibonacciRpcClient
 from testbed.broker import Broker
-from testbed.terminal import Terminal
+from testbed.terminal import REPOSITORY, Terminal, script_environment
 from testbed.waiting import wait_until
 
 NEW_TASK, WORKER = "part_2/new_task.py", "part_2/worker.py"
@@ -44,21 +44,32 @@ class Programs(contextlib.ExitStack):
         merge: bool = False,
         stdout: int = subprocess.PIPE,
     ) -> Terminal:
-        """Start a program, which reaches the broker, or the one at another address."""
-        name = name or str(len(self.started) + 1)
-        url = url or self.broker.url
-        terminal = Terminal(name, url, self.echo, *command, merge=merge, stdout=stdout)
+        """Start a program in a terminal: `start("part_2/new_task.py", "First task.")`.
+
+        Its output goes to pipes, so that what a script forgets to flush is not seen here either.
+
+        Args:
+            command: A script's path from the repository on, and its arguments.
+            url: The address that it gets as RABBITMQ_URL, if that is not the broker's.
+            name: The terminal's name, if that is not its number.
+            merge: Whether its errors come with its output, in the order in which both are printed.
+            stdout: Where its output goes, if that is not to be seen here: a file descriptor.
+        """
+        process = subprocess.Popen(
+            [sys.executable, *command],
+            cwd=REPOSITORY,
+            env=script_environment(url or self.broker.url),
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=subprocess.STDOUT if merge else subprocess.PIPE,
+            encoding="utf-8",
+            errors="backslashreplace",
+        )
+        terminal = Terminal(name or str(len(self.started) + 1), command, process, self.echo)
         self.started.append(terminal)
         self.callback(terminal.wait)
-        self.callback(terminal.process.kill)
+        self.callback(process.kill)
         return terminal
-
-    def start_ready(self, number: int, *command: str) -> None:
-        """Start a program until there are so many, and wait until all of them are ready."""
-        while len(self.started) < number:
-            self.start(*command)
-        for terminal in self.started:
-            terminal.expect_ready()
 
     def wait_for(self, text: str, times: int) -> float:
         """Return when `text` was printed for the last of so many times, once it was."""

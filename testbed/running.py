@@ -1,11 +1,11 @@
 """How long a broker runs: for a `with` statement, which what ends the program ends too."""
 
-import argparse
 import contextlib
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 from testbed.broker import Broker, NoBrokerError
@@ -21,13 +21,11 @@ def interruptible() -> Iterator[None]:
     A pipeline that is cancelled sends SIGTERM. A shell starts what it runs in the background with
     Ctrl+C ignored, and scripts that are started from there would inherit that, and be deaf to it.
     """
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, signal.default_int_handler) for number in numbers]
-    try:
+    with contextlib.ExitStack() as stack:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before = signal.signal(number, signal.default_int_handler)
+            stack.callback(signal.signal, number, before)
         yield
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
@@ -41,12 +39,10 @@ def running(broker: B) -> Iterator[B]:
             broker.discard()
 
 
-def parser_with_broker(description: str | None) -> argparse.ArgumentParser:
-    """Return the parser of a program that is started by hand and takes --broker."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--broker", choices=KINDS, default="auto", help="as pytest's option")
+def parser_with_broker(description: str | None, kinds: Sequence[str] = KINDS) -> ArgumentParser:
+    """Return the parser of a program that is started by hand and takes --broker, of those kinds."""
+    parser = ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("--broker", choices=kinds, default="auto", help="as pytest's option")
     return parser
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from pika.adapters.blocking_connection import BlockingChannel as Channel
-from xdist.workermanage import WorkerController
 
 from testbed.broker import Broker, NoBrokerError, OwnBroker
 from testbed.choice import KINDS, prepare, prepare_cluster
@@ -20,15 +19,13 @@ Run = Callable[..., Terminal]
 Variant = Callable[..., str]
 
 _BROKER = pytest.StashKey[Broker]()
-_STARTED: pytest.StashKey[set[str]] = pytest.StashKey()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add --broker and --cluster."""
     which = (
-        "which broker the tests run on: the one that RABBITMQ_URL names, a container of"
-        " RABBITMQ_IMAGE, or a private node of the installed RabbitMQ; auto takes the first that"
-        " can be had"
+        "the tests' broker: the one that RABBITMQ_URL names, a container of RABBITMQ_IMAGE, or a"
+        " private node of the installed RabbitMQ; auto takes the first that can be had"
     )
     parser.addoption("--broker", choices=KINDS, default="auto", help=which)
     whole = "run the tests that are marked `cluster`, and no others, on three nodes in a cluster"
@@ -46,7 +43,6 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Choose the broker, or cluster; the first test that needs it starts it."""
     config = session.config
-    config.stash[_STARTED] = set()
     if not config.option.collectonly:
         choose = prepare_cluster if config.option.cluster else prepare
         try:
@@ -77,32 +73,24 @@ def started_broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
     config = request.config
     try:
         with running(config.stash[_BROKER]) as broker:
-            started = f"RabbitMQ {broker.version}, {broker.description}"
-            config.stash[_STARTED].add(started)
-            getattr(config, "workeroutput", {})["broker"] = started
             yield broker
     except NoBrokerError as error:
         request.session.shouldstop = str(error)  # once, and not by each test
         raise
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_testnodedown(node: WorkerController) -> None:
-    """Note which broker a process had, if it had one, and did not crash."""
-    if started := getattr(node, "workeroutput", {}).get("broker"):
-        node.config.stash[_STARTED].add(started)
-
-
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say which version each broker stated that was started."""
-    versions = terminalreporter.config.stash[_STARTED]
-    for started in sorted(versions):
+    reports = itertools.chain.from_iterable(terminalreporter.stats.values())
+    noted = itertools.chain.from_iterable(getattr(one, "user_properties", ()) for one in reports)
+    for started in sorted({value for name, value in noted if name == "broker"}):
         terminalreporter.write_line(started)
 
 
 @pytest.fixture
-def broker(started_broker: Broker) -> Broker:
+def broker(started_broker: Broker, record_property: Callable[[str, object], None]) -> Broker:
     """The broker of the run, without anything that the scripts declare by name."""
+    record_property("broker", f"RabbitMQ {started_broker.version}, {started_broker.description}")
     started_broker.clean()  # in the end the run itself does this
     return started_broker
 

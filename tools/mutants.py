@@ -9,8 +9,8 @@ rest. tools/mutants_plugin.py says which tests count. In the end the tests that 
 on the scripts as they are.
 """
 
-import argparse
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -27,11 +27,8 @@ import psutil
 import pytest
 
 from testbed.choice import KINDS
-from testbed.running import interruptible
+from testbed.running import interruptible, parser_with_broker
 from testbed.terminal import REPOSITORY, replaced
-from tools.mutants_plugin import CAUGHT
-
-LIST = REPOSITORY / "tools" / "mutants.toml"
 
 # The files of the tests that hold for several scripts.
 OF_ALL_SCRIPTS = ["test_scripts", "test_stopping", "test_any_input"]
@@ -57,14 +54,15 @@ class Mutant:
 
 
 def listed() -> list[Mutant]:
-    """Return the mutants that the list has."""
+    """Return the mutants that tools/mutants.toml has."""
+    text = (REPOSITORY / "tools" / "mutants.toml").read_text(encoding="utf-8")
     return [
         Mutant(
             f"{Path(scripts).stem}: {name}",
             scripts.split(),
             list(zip(texts[::2], texts[1::2], strict=True)),
         )
-        for scripts, mutants in tomllib.loads(LIST.read_text(encoding="utf-8")).items()
+        for scripts, mutants in tomllib.loads(text).items()
         for name, texts in mutants.items()
     ]
 
@@ -87,10 +85,10 @@ def judge(tree: Path, broker: str, tests: Iterable[str]) -> Verdict:
     # Tests that stop a broker, which catch what no other does, skip one that was only named.
     environment.pop("RABBITMQ_URL", None)
     # On a busy machine a test may fail for lack of time, or catch by luck: it has to fail twice.
-    plugins = ["-p", "pytest_rerunfailures", "-p", "tools.mutants_plugin", "-p", "no:cacheprovider"]
-    options = ["-x", "--reruns=1", *plugins]
+    # With -vv the summary says why it failed in full.
+    options = "-x -rf -vv --reruns=1 -p pytest_rerunfailures -p tools.mutants_plugin"
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, f"--broker={broker}", *tests],
+        [sys.executable, "-m", "pytest", *options.split(), f"--broker={broker}", *tests],
         cwd=tree,
         env=environment,
         stdin=subprocess.DEVNULL,
@@ -102,8 +100,9 @@ def judge(tree: Path, broker: str, tests: Iterable[str]) -> Verdict:
     )
     if done.returncode == pytest.ExitCode.OK:
         return ALL_PASSED
-    if (tree / CAUGHT).exists():
-        return Verdict(*(tree / CAUGHT).read_text(encoding="utf-8").splitlines())
+    # Of a test whose fixture fails the summary says ERROR.
+    if failed := re.findall(r"(?m)^FAILED (.+?)(?: - (.*))?$", done.stdout):
+        return Verdict(*failed[-1])
     return Verdict(None, f"no test failed: {done.stdout.strip().splitlines()[-1]}")
 
 
@@ -129,7 +128,6 @@ def survivors_of(mutants: list[Mutant], broker: str) -> list[Mutant]:
         ThreadPoolExecutor(AT_A_TIME) as pool,
     ):
         unedited = Path(folder) / "unedited"
-        copy(REPOSITORY, unedited)  # once: somebody may go on working there
 
         def run(mutant: Mutant) -> tuple[Verdict, float]:
             tree = Path(folder) / mutant.name
@@ -140,45 +138,38 @@ def survivors_of(mutants: list[Mutant], broker: str) -> list[Mutant]:
             return judge(tree, broker, files_for(mutant, tree)), time.monotonic() - began
 
         try:
+            copy(REPOSITORY, unedited)  # once: somebody may go on working there
             for mutant, (verdict, took) in zip(mutants, pool.map(run, mutants), strict=True):
                 if verdict.test:
                     catching.add(verdict.test)
+                    what = f"caught by {verdict.test}"
                 else:
                     survivors.append(mutant)
-                survived = "SURVIVED" if verdict == ALL_PASSED else "NOT CAUGHT"
-                what = f"caught by {verdict.test}" if verdict.test else survived
+                    what = "SURVIVED" if verdict == ALL_PASSED else "NOT CAUGHT"
                 print(f"{mutant.name}: {what} ({took:.0f} s): {verdict.reason[:120]}", flush=True)
             verdict = judge(unedited, broker, sorted(catching)) if catching else ALL_PASSED
         except KeyboardInterrupt:
             pool.shutdown(wait=False, cancel_futures=True)
             for suite in psutil.Process().children():
                 suite.send_signal(signal.SIGINT)  # it has a broker to discard
-            raise
+            sys.exit(130)
         if verdict != ALL_PASSED:
-            raise RuntimeError(f"{verdict.test}: {verdict.reason}")
+            what = f"{verdict.test}: {verdict.reason}"
+            sys.exit(f"Nothing is shown, since a test fails without an edit: {what}")
         print(f"\nAll that caught one pass on the unedited scripts ({len(catching)} tests).")
     return survivors
 
 
 def main() -> None:
     """Try the mutants, or some of them; exit with 1 if one survived."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    kinds = [kind for kind in KINDS if kind != "url"]
-    parser.add_argument("--broker", choices=kinds, default="auto", help="as pytest's option")
+    parser = parser_with_broker(__doc__, [kind for kind in KINDS if kind != "url"])
     parser.add_argument("-k", metavar="TEXT", default="", help="only those with it in their names")
     arguments = parser.parse_args()
     chosen = [mutant for mutant in listed() if arguments.k in mutant.name]
     if not chosen:
         parser.error(f"no mutant has {arguments.k!r} in its name")
-    try:
-        with interruptible():
-            survivors = survivors_of(chosen, arguments.broker)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except RuntimeError as error:
-        sys.exit(f"Nothing is shown, since a test fails without an edit: {error}")
+    with interruptible():
+        survivors = survivors_of(chosen, arguments.broker)
     print(f"{len(chosen) - len(survivors)} of {len(chosen)} mutants were caught.")
     for mutant in survivors:
         print(f"Not caught: {mutant.name}")

@@ -5,14 +5,10 @@ along with it; nor does a test that cannot begin, because it alters the very lin
 """
 
 from collections.abc import Generator
-from pathlib import Path
 
 import pytest
 
 from testbed.terminal import replaced
-
-#: Where the test that failed, and why, is written to: two lines.
-CAUGHT = Path("caught.txt")
 
 #: The tests that run scripts in their own process, without a broker.
 IN_PROCESS = "test_any_input.py"
@@ -39,11 +35,3 @@ def pytest_runtest_makereport(
         report.outcome = "skipped"
         report.wasxfail = "what it alters was edited"
     return report
-
-
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Note the test that failed; that a fixture fails is not noted."""
-    if report.failed and report.when == "call":
-        message = getattr(report.longrepr, "reprcrash", None)
-        why = (message.message if message else str(report.longrepr)).partition("\n")[0]
-        CAUGHT.write_text(f"{report.nodeid}\n{why}\n", encoding="utf-8")

@@ -27,8 +27,7 @@ _WIDTH = 1680
 
 def digest(source: Path) -> str:
     """Return the SHA-256 of a source and the look, in hexadecimal digits."""
-    text = LOOK.read_text(encoding="utf-8") + source.read_text(encoding="utf-8")
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(LOOK.read_bytes() + source.read_bytes()).hexdigest()
 
 
 def save(image: Image.Image, picture: Path, **texts: str) -> None:
@@ -51,9 +50,8 @@ def draw(source: Path) -> None:
     Raises:
         ValueError: Graphviz finds fault with it, or it is too wide. The text says which.
     """
-    drawn = _graphviz(
-        "dot", "-T", "png", given=_graphviz("gvpr", "-c", "-f", str(LOOK), str(source))
-    )
+    styled = _graphviz("gvpr", "-c", "-f", str(LOOK), str(source))
+    drawn = _graphviz("dot", "-T", "png", given=styled)
     with Image.open(io.BytesIO(drawn)) as image:
         if image.width > _WIDTH:
             raise ValueError(f"{image.width} pixels wide, more than {_WIDTH}")

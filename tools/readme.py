@@ -21,9 +21,8 @@ def code(script: str, *names: str) -> str:
     Raises:
         LookupError: The script has none of such a name.
     """
-    source = (REPOSITORY / script).read_text(encoding="utf-8")
-    parts = [definition(source, name) for name in names] or [source.rstrip()]
-    return _fence("python", "\n\n".join(parts))
+    parts = "\n\n".join(_part(script, name) for name in names or [""])
+    return f"```python\n{parts}\n```\n"
 
 
 def diff(old: str, new: str, name: str = "") -> str:
@@ -31,17 +30,30 @@ def diff(old: str, new: str, name: str = "") -> str:
 
     Each place is shown with the line before and after it. Docstrings are left out.
     """
-    before, after = (
-        _without_docstrings(definition(source, name) if name else source)
-        for source in ((REPOSITORY / script).read_text(encoding="utf-8") for script in (old, new))
-    )
+    docstring = r'(?m)^ *"""[^"]*(?:"[^"]+)*"""\n'
+    before, after = (re.sub(docstring, "", _part(script, name)) for script in (old, new))
     lines = difflib.unified_diff(before.splitlines(), after.splitlines(), lineterm="", n=1)
     places = re.split(r"(?m)^@@.*\n", "\n".join(line for line in list(lines)[2:] if line != " "))
-    return _fence("diff", "\n …\n".join(place.rstrip("\n") for place in places if place))
+    shown = "\n …\n".join(place.rstrip("\n") for place in places if place)
+    return f"```diff\n{shown}\n```\n"
 
 
-def _without_docstrings(source: str) -> str:
-    return re.sub(r'(?m)^ *"""[^"]*(?:"[^"]+)*"""\n', "", source)
+def _part(script: str, name: str) -> str:
+    """Return the text of that function, class or method ("Class.method"), or of all of a script.
+
+    "with" is the program's own `with` statement, outside of all functions.
+    """
+    source = (REPOSITORY / script).read_text(encoding="utf-8").rstrip()
+    scope: ast.Module | ast.ClassDef | ast.FunctionDef | ast.With = ast.parse(source)
+    if not name:
+        return source
+    for part in name.split("."):
+        kinds = ast.ClassDef | ast.FunctionDef | ast.With
+        nodes = (node for node in scope.body if isinstance(node, kinds))
+        scope = {getattr(node, "name", "with"): node for node in nodes}[part]
+    assert not isinstance(scope, ast.Module)
+    first = min([scope.lineno, *(each.lineno for each in getattr(scope, "decorator_list", []))])
+    return "\n".join(source.splitlines()[first - 1 : scope.end_lineno])
 
 
 def bench(*measures: str) -> str:
@@ -107,26 +119,3 @@ def _rounded(value: float) -> str:
 
 def _fence(language: str, text: str) -> str:
     return f"```{language}\n{text}\n```\n"
-
-
-def definition(source: str, name: str) -> str:
-    """Return the text of that function, class or method ("Class.method") in a source.
-
-    "with" is the program's own `with` statement, outside of all functions.
-
-    Raises:
-        LookupError: There is none of such a name.
-    """
-    scope: ast.Module | ast.ClassDef | ast.FunctionDef | ast.With = ast.parse(source)
-    for part in name.split("."):
-        for node in scope.body:
-            if (isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == part) or (
-                isinstance(node, ast.With) and part == "with"
-            ):
-                scope = node
-                break
-        else:
-            raise LookupError(name)
-    assert not isinstance(scope, ast.Module)
-    first = min([scope.lineno, *(each.lineno for each in getattr(scope, "decorator_list", []))])
-    return "\n".join(source.splitlines()[first - 1 : scope.end_lineno])

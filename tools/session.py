@@ -28,112 +28,93 @@ ADDRESS = "amqp://guest:guest@localhost:5672/%2F"
 # Before each prompt stands the last exit code, between two characters that no program prints.
 PROMPT = re.compile(r"\x02(\d+)\x03\$ ")
 KEYS = {"Ctrl+C": "\x03", "Ctrl+Backslash": "\x1c", "Ctrl+Z": "\x1a"}
-SECONDS = 60
 
 
 class Shell:
     """A terminal with a shell in it."""
 
-    def __init__(self, broker: OwnBroker, programs: Path) -> None:
+    def __init__(self, url: str, programs: Path) -> None:
         """Start it in the repository. `programs` is the first folder on its path."""
-        self._url = broker.url
-        path = [str(programs), str(Path(sys.executable).parent), os.environ["PATH"]]
-        self._shell = pexpect.spawn(
+        self._url = url
+        self.spawn = pexpect.spawn(
             "bash",
             ["--norc", "--noprofile", "--noediting", "-i"],
             cwd=REPOSITORY,
             env={
-                **script_environment(broker.url),
-                "PATH": os.pathsep.join(path),
+                **script_environment(url),
+                "PATH": f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}",
                 "PS1": "\x02$?\x03$ ",
                 "TERM": "dumb",
             },
             encoding="utf-8",
             dimensions=(50, 400),
-            timeout=SECONDS,
+            timeout=60,
         )
-        self._shell.sendline("ulimit -c 0")  # a program that Ctrl+\ ends leaves no core file
+        self.spawn.sendline("ulimit -c 0")  # a program that Ctrl+\ ends leaves no core file
         for _ in range(2):
             self._new = ""
-            self._wait_for_prompt()
+            self.wait_for_end(0)
         self._new = ""
 
     def type(self, command: str) -> None:
         """Type a command line."""
         self._new += "$ "
-        self._shell.sendline(command.replace(ADDRESS, self._url))
+        self.spawn.sendline(command.replace(ADDRESS, self._url))
 
     def wait_for(self, text: str) -> None:
         """Wait until the text is printed, and the line that it stands in."""
         for each in (text, "\n"):
-            self._shell.expect_exact(each)
-            self._new += f"{self._shell.before}{self._shell.after}"
-
-    def press(self, key: str) -> None:
-        """Press a key, one of KEYS."""
-        self._shell.send(KEYS[key])
+            self.spawn.expect_exact(each)
+            self._new += f"{self.spawn.before}{self.spawn.after}"
 
     def wait_for_end(self, code: int) -> None:
         """Wait for the prompt; the program's exit code has to be that one."""
-        ended = self._wait_for_prompt()
+        self.spawn.expect(PROMPT)
+        self._new += f"{self.spawn.before}"
+        ended = int(self.spawn.match[1])  # type: ignore[index]
         assert ended == code, f"exit code {ended}, and not {code}: {self._new}"
 
     def shown(self) -> str:
-        """Return what was shown since the last time."""
-        new, self._new = self._new, ""
-        return tidy(new.replace(self._url, ADDRESS))
-
-    def close(self) -> None:
-        """End it, and what runs in it."""
-        self._shell.close(force=True)
-
-    def _wait_for_prompt(self) -> int:
-        self._shell.expect(PROMPT)
-        self._new += f"{self._shell.before}"
-        return int(self._shell.match[1])  # type: ignore[index]
+        """Return what was shown since the last time, in a form that is the same at each run."""
+        text, self._new = self._new.replace(self._url, ADDRESS), ""
+        text = text.replace("\r\n", "\n").expandtabs(8)
+        text = re.sub(r"amq\.gen-[\w-]+", "amq.gen-…", text)
+        # What led to an exception matters less here than what it was.
+        traceback = r"(?m)^(\S*Traceback \(most recent call last\):)\n(?:[ \n].*\n|\n)*"
+        text = re.sub(traceback, r"\1\n  …\n", text)
+        return "\n".join(line.rstrip() for line in text.strip("\n").splitlines())
 
 
-def tidy(text: str) -> str:
-    """Return what a terminal showed in a form that is the same at each run."""
-    text = text.replace("\r\n", "\n").expandtabs(8)
-    text = re.sub(r"amq\.gen-[\w-]+", "amq.gen-…", text)
-    # What led to an exception matters less here than what it was.
-    text = re.sub(
-        r"(?m)^(\S*Traceback \(most recent call last\):)\n(?:[ \n].*\n|\n)*", r"\1\n  …\n", text
-    )
-    return "\n".join(line.rstrip() for line in text.strip("\n").splitlines())
+class Session(contextlib.ExitStack):
+    """The terminals of one page, by their numbers, on one broker; closing it ends them all."""
 
-
-class Session:
-    """The terminals of one page, by their numbers, and the broker that all of them use."""
-
-    def __init__(self, stack: contextlib.ExitStack) -> None:
-        """Start a broker. It and the shells end with `stack`."""
+    def __init__(self) -> None:
+        """Start a broker."""
+        super().__init__()
         broker = prepare("auto")
         if not isinstance(broker, OwnBroker):
             sys.exit("the page stops its broker: unset RABBITMQ_URL")
-        self.broker = stack.enter_context(running(broker))
-        self._stack = stack
-        self._programs = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        self._url = self.enter_context(running(broker)).url
+        self._programs = Path(self.enter_context(tempfile.TemporaryDirectory()))
         ctl = self._programs / "rabbitmqctl"
-        ctl.write_text(f'#!/bin/sh\nexec {shlex.join(self.broker.ctl_command())} "$@"\n')
+        ctl.write_text(f'#!/bin/sh\nexec {shlex.join(broker.ctl_command())} "$@"\n')
         ctl.chmod(0o755)
         self._shells: dict[int, Shell] = {}
 
     def shell(self, number: int) -> Shell:
         """Return the terminal of that number."""
         if number not in self._shells:
-            self._shells[number] = Shell(self.broker, self._programs)
-            self._stack.callback(self._shells[number].close)
+            self._shells[number] = Shell(self._url, self._programs)
+            self.enter_context(self._shells[number].spawn)
         return self._shells[number]
 
 
 @functools.cache
 def session() -> Session:
     """Return the session of the page, which ends with the process."""
-    stack = contextlib.ExitStack()
-    atexit.register(stack.close)
-    return Session(stack)
+    session = Session()
+    atexit.register(session.close)
+    return session
 
 
 def out(*parts: str) -> None:
@@ -186,6 +167,6 @@ def end(terminal: int, code: int) -> str:
 
 
 def press(terminal: int, key: str, code: int) -> str:
-    """Press a key in the terminal, and wait for the end of what ran there, with that exit code."""
-    session().shell(terminal).press(key)
+    """Press one of KEYS in the terminal, and wait for the end of what ran there, with that code."""
+    session().shell(terminal).spawn.send(KEYS[key])
     return end(terminal, code)
