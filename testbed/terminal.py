@@ -51,6 +51,7 @@ class Terminal:
         #: The lines printed on standard output and on standard error so far.
         self.out: list[str] = []
         self.error: list[str] = []
+        self._printed = threading.Condition()
         self._echo = echo
         echo(self, f"$ {self.command}")
         self._readers = [
@@ -65,7 +66,9 @@ class Terminal:
         with stream:
             for line in stream:
                 self._echo(self, line.rstrip("\n"))
-                lines.append(line.rstrip("\n"))
+                with self._printed:
+                    lines.append(line.rstrip("\n"))
+                    self._printed.notify_all()
 
     @property
     def messages(self) -> list[str]:
@@ -83,16 +86,17 @@ class Terminal:
             ended = self.process.poll() is not None
             if ended:
                 self.wait()  # for its last lines
-            seen = sum(text in line for line in (*self.out, *self.error))
-            if seen >= times:
-                return self
-            if ended or time.monotonic() > deadline:
-                why = f"exit code {self.process.returncode}" if ended else f"{seconds} s"
-                raise AssertionError(
-                    f"{self.name}, {self.command}: {text!r} was printed {seen} times of {times}"
-                    f" ({why}): {self.out + self.error}"
-                )
-            time.sleep(0.01)
+            with self._printed:
+                seen = sum(text in line for line in (*self.out, *self.error))
+                if seen >= times:
+                    return self
+                if ended or time.monotonic() > deadline:
+                    why = f"exit code {self.process.returncode}" if ended else f"{seconds} s"
+                    raise AssertionError(
+                        f"{self.name}, {self.command}: {text!r} was printed {seen} times of {times}"
+                        f" ({why}): {self.out + self.error}"
+                    )
+                self._printed.wait(0.1)  # and no longer: an end without a last line tells nobody
 
     def expect_ready(self) -> Self:
         """Wait until the consumer says that it waits for messages."""

@@ -87,10 +87,18 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(started)
 
 
+@pytest.fixture(scope="session")
+def versions(started_broker: Broker) -> str:
+    """What the run says at its end of the broker that it had."""
+    return f"RabbitMQ {started_broker.version}, {started_broker.description}"
+
+
 @pytest.fixture
-def broker(started_broker: Broker, record_property: Callable[[str, object], None]) -> Broker:
+def broker(
+    started_broker: Broker, versions: str, record_property: Callable[[str, object], None]
+) -> Broker:
     """The broker of the run, without anything that the scripts declare by name."""
-    record_property("broker", f"RabbitMQ {started_broker.version}, {started_broker.description}")
+    record_property("broker", versions)  # which xdist brings from the process that had it
     started_broker.clean()  # in the end the run itself does this
     return started_broker
 
