@@ -41,7 +41,6 @@ from testbed.programs import (
     TASK_QUEUE,
     WORKER,
     Programs,
-    in_flight,
     publish_tasks,
 )
 from testbed.running import parser_with_broker, running, running_by_hand
@@ -161,6 +160,14 @@ def over_the_wire(broker: Broker, *all_arguments: tuple[str, ...]) -> list[float
 def waiting(channel: BlockingChannel, queue: str) -> int:
     """Return how many messages wait in the queue."""
     return int(channel.queue_declare(queue=queue, passive=True).method.message_count)
+
+
+def in_flight(client: FibonacciRpcClient, calls: int) -> float:
+    """Return how many calls are answered in a second, all sent before the first is waited for."""
+    began = time.perf_counter()
+    for correlation_id in [client.request(5, timeout=60) for _ in range(calls)]:
+        client.result(correlation_id)
+    return calls / (time.perf_counter() - began)
 
 
 def runs_a_second(broker: Broker, times: int, *command: str) -> float:

@@ -11,7 +11,6 @@ import pika
 import psutil
 from pika.adapters.blocking_connection import BlockingChannel
 
-from part_6.rpc_client import FibonacciRpcClient
 from testbed.broker import Broker
 from testbed.terminal import REPOSITORY, Terminal, script_environment
 from testbed.waiting import wait_until
@@ -122,11 +121,3 @@ def tasks_done(lines: Iterable[str]) -> Iterator[str]:
     for begun, following in pairwise(lines):
         if begun.startswith(RECEIVED) and following == " [x] Done":
             yield begun.removeprefix(RECEIVED)
-
-
-def in_flight(client: FibonacciRpcClient, calls: int) -> float:
-    """Return how many calls are answered in a second, all sent before the first is waited for."""
-    began = time.perf_counter()
-    for correlation_id in [client.request(5, timeout=60) for _ in range(calls)]:
-        client.result(correlation_id)
-    return calls / (time.perf_counter() - began)
