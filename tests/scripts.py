@@ -75,6 +75,19 @@ def publish(
     )
 
 
+def publish_keys(channel: Channel, exchange: str, *keys: str) -> None:
+    """Send a message for each key, that key its body too."""
+    for key in keys:
+        channel.basic_publish(exchange=exchange, routing_key=key, body=key.encode())
+
+
+def queue_bound_to(channel: Channel, exchange: str, routing_key: str = "", **arguments: str) -> str:
+    """Return the name of a new queue, bound to the exchange."""
+    queue = str(channel.queue_declare(queue="", exclusive=True).method.queue)
+    channel.queue_bind(queue=queue, exchange=exchange, routing_key=routing_key, arguments=arguments)
+    return queue
+
+
 def page_commands(*words: str) -> list[str]:
     """Return the lines of the shell blocks of the recipes' page in which the words stand."""
     page = (REPOSITORY / "recipes/README.md").read_text(encoding="utf-8")
