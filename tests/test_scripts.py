@@ -5,7 +5,6 @@ import contextlib
 import os
 import pty
 import re
-import runpy
 import shutil
 import subprocess
 import sys
@@ -57,9 +56,6 @@ from tests.scripts import (
 
 # No part of it needs to be quoted in a shell, and each would break an address.
 SECRET = "pä/ss:w@rd%?#"  # noqa: S105 - of nobody
-
-# What the scripts say of an address that they cannot take. It quotes nothing of it.
-NO_ADDRESS = " [!] RABBITMQ_URL is no address. Write amqp://user:password@host:5672/%2F"
 
 
 def each_fails_with_one_line(run: Run, url: str, scripts: tuple[str, ...], *clues: str) -> None:
@@ -197,26 +193,6 @@ def test_uv_runs_the_bare_file(tmp_path: Path) -> None:
     assert f"python {SERVER}" in said.decode()
 
 
-def test_help_says_how_to_call_it(run: Run, unused_port: int) -> None:
-    nobody = address(f"localhost:{unused_port}")
-    for script, terminal in [(script, run(script, "--help", url=nobody)) for script in SCRIPTS]:
-        assert terminal.wait() == 0
-        said = "\n".join(terminal.out)
-        assert f"python {script}" in said
-        partners = [other for other in SCRIPTS if Path(other).parent == Path(script).parent]
-        assert [partner for partner in partners if Path(partner).name not in said] == []
-        assert terminal.error == []
-
-
-def test_wrong_arguments(run: Run) -> None:
-    wrong = [run(*command(script), "--nonsense") for script in ONE_OF_EACH]
-    missing = [run(script) for script in WITH_KEY]
-    for terminal in (*wrong, *missing, run(CLIENT, "--timeout=nan"), run(CLIENT, "9" * 5000)):
-        assert terminal.wait() == 2
-        assert terminal.out == []
-        assert terminal.error[0].startswith("usage: ")
-
-
 def test_an_argument_that_is_not_text_is_refused(run: Run) -> None:
     no_text = os.fsdecode(b"\xff\xfe")
     words = [run(*command(script), no_text) for script in WITH_WORDS]
@@ -224,53 +200,6 @@ def test_an_argument_that_is_not_text_is_refused(run: Run) -> None:
     for terminal in [*words, *keys]:
         fails_with_one_line(terminal, "UnicodeEncodeError")
         assert terminal.out == []
-
-
-@pytest.mark.parametrize("unset", [None, ""])
-def test_without_an_address_it_is_the_default_one(
-    monkeypatch: pytest.MonkeyPatch, unset: str | None
-) -> None:
-    monkeypatch.delenv("RABBITMQ_URL", raising=False)
-    if unset is not None:
-        monkeypatch.setenv("RABBITMQ_URL", unset)
-    addresses = {runpy.run_path(str(REPOSITORY / script))["RABBITMQ_URL"] for script in SCRIPTS}
-    assert addresses == {"amqp://guest:guest@localhost:5672/%2F"}
-
-
-# Each has been taken for another, or has shown the password or a traceback, in some version.
-NO_ADDRESSES = (
-    "localhost",
-    "rabbit.example/%2F",
-    "http://guest:s3cret@localhost:5672/%2F",
-    '"amqp://guest:s3cret@localhost:5672/%2F"',
-    "amqp:/user:s3cret@rabbit.example:5672/%2F",
-    "amqp://",
-    "amqp://guest:s3cret@:5672/%2F",
-    "amqp:///%2F",
-    "amqp://?heartbeat=1",
-    os.fsdecode(b"amqp://guest:s3cret\xff@localhost:5672/%2F"),
-    "amqp://guest:s3cret/word@localhost:5672/%2F",
-    "amqp://guest:s3cret@localhost:port/%2F",
-    "amqp://guest:s3cret@localhost:99999/%2F",
-    "amqp://s3cret@localhost:5672/%2F",
-    "amqp://guest:s3cret@local..host:5672/%2F",
-    "amqp://guest:s3cret@[::1:5672/%2F",
-    "amqp://guest:s3cret@localhost:5672/%2F?heartbeat=often",
-    "amqp://guest:s3cret@localhost:5672/%2F?nonsense=1",
-    "amqps://guest:s3cret@localhost:5671/%2F?ssl_options={",
-    "amqps://guest:s3cret@localhost:5671/%2F?ssl_options=[]",
-    "amqps://guest:s3cret@localhost:5671/%2F?ssl_options={'cafile':'gone'}",
-    "amqp://guest:s3cret@localhost:5672/%2F?tcp_options={'TCP_KEEPIDLE':'x'}",
-)
-
-
-def test_what_is_no_address(run: Run) -> None:
-    # tests/test_any_input.py tries all of them in each script, within one process.
-    for terminal in [
-        run(*command(script), url=url) for script, url in zip(SCRIPTS, NO_ADDRESSES, strict=False)
-    ]:
-        fails_with_one_line(terminal)
-        assert (terminal.out, terminal.error) == ([], [NO_ADDRESS])
 
 
 # No broker, or one that refuses.
@@ -307,15 +236,13 @@ def permit(broker: Broker, **permissions: str) -> None:
     broker.management("permissions/%2F/limited", "PUT", permissions)
 
 
-def test_the_virtual_host_is_missing_or_not_the_logins(
-    run: Run, own_broker: OwnBroker, limited: str
+def test_a_login_is_refused_its_permissions(
+    run: Run, own_broker: OwnBroker, limited: str, channel: Channel
 ) -> None:
-    url = address(host_of(own_broker), login="limited", virtual_host="nowhere")
-    each_fails_with_one_line(run, url, ONE_OF_EACH, "NOT_ALLOWED - vhost nowhere")
+    nowhere = address(host_of(own_broker), login="limited", virtual_host="nowhere")
+    each_fails_with_one_line(run, nowhere, ONE_OF_EACH, "NOT_ALLOWED - vhost nowhere")
     each_fails_with_one_line(run, limited, (NEW_TASK, SERVER), "NOT_ALLOWED - access to vhost")
 
-
-def test_a_login_is_refused_its_permissions(run: Run, own_broker: OwnBroker, limited: str) -> None:
     # To declare a queue or an exchange takes the permission to configure it.
     permit(own_broker, configure="^$", write=".*", read=".*")
     each_fails_with_one_line(run, limited, SCRIPTS, "ACCESS_REFUSED")
@@ -331,12 +258,7 @@ def test_a_login_is_refused_its_permissions(run: Run, own_broker: OwnBroker, lim
     each_fails_with_one_line(run, limited, SENDERS, "ACCESS_REFUSED")
     # RabbitMQ closes the channel of a request that it refuses while the client waits for an answer.
     each_fails_with_one_line(run, limited, (CLIENT,), "a request refused")
-
-
-def test_a_service_that_may_not_answer_says_so(
-    run: Run, own_broker: OwnBroker, limited: str, channel: Channel
-) -> None:
-    permit(own_broker, configure=".*", write="^$", read=".*")
+    # A server that may not answer says so.
     service = run(SERVER, url=limited).expect_ready()
     publish(channel, SERVER, b"1")
     service.expect("[!] ")
@@ -367,16 +289,7 @@ def test_a_refused_declaration_is_told_in_rabbitmqs_words_alone(
 # Whatever a message is, and wherever it is shown.
 
 
-def test_a_body_may_be_any_bytes(run: Run, channel: Channel) -> None:
-    consumers = {script: run(*command(script)).expect_ready() for script in CONSUMERS}
-    for script, consumer in consumers.items():
-        for body in (b"", bytes(range(256)), bytes(1_000_000), b"4321"):
-            publish(channel, script, body)
-        consumer.expect("4321")
-        assert consumer.error == []
-
-
-def test_a_character_that_cannot_be_shown_is_shown_as_an_escape(
+def test_a_body_may_be_any_bytes_and_what_cannot_be_shown_is_shown_as_an_escape(
     run: Run, channel: Channel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONIOENCODING", "cp1252")
@@ -387,7 +300,8 @@ def test_a_character_that_cannot_be_shown_is_shown_as_an_escape(
         assert r"\u4efb\u52a1" in terminal.out[-1]
         assert terminal.error == []
     for script, consumer in consumers.items():
-        publish(channel, script, "任务".encode())
+        for body in (b"", bytes(range(256)), bytes(1_000_000), "任务".encode()):
+            publish(channel, script, body)
         consumer.expect(r"\xe4\xbb\xbb" if script == SERVER else r"\u4efb\u52a1")
         assert consumer.error == []
 
