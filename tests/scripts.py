@@ -10,6 +10,7 @@ from pika.adapters.blocking_connection import BlockingChannel as Channel
 from testbed.programs import CLIENT, NEW_TASK, SERVER, WORKER
 from testbed.terminal import REPOSITORY, Terminal
 from testbed.waiting import wait_until
+from tests.conftest import Run, Variant
 
 SENDERS = (
     "part_1/sender.py",
@@ -191,3 +192,14 @@ def at_work(script: str, seconds: float) -> tuple[str, str]:
     """Return for a `variant` what makes a service say that it works, and take so long for it."""
     say = f"print(' at work', flush=True); time.sleep({seconds})"
     return beginning(script, WORK_OF[script], say)
+
+
+def busy_services(
+    run: Run, variant: Variant, channel: Channel, seconds: float, url: str = ""
+) -> dict[str, Terminal]:
+    """Return a worker and a server, each at work for so long, with what was sent to it."""
+    services = {s: run(variant(s, at_work(s, seconds)), url=url).expect_ready() for s in SERVICES}
+    for script, service in services.items():
+        publish(channel, script, b"1")
+        service.expect("at work")
+    return services
