@@ -167,15 +167,6 @@ for kind in (BlockingConnection, BlockingChannel):
 """
 
 
-def entry(script: str) -> str:
-    """Return the name of the script's function that connects, or that has the connection."""
-    if script in SERVICES:
-        return "serve"
-    return {"part_1/sender.py": "send", NEW_TASK: "send", CLIENT: "ask"}.get(
-        script, "emit" if script in SENDERS else "receive"
-    )
-
-
 def beginning(script: str, function: str, statement: str) -> tuple[str, str]:
     """Return for a `variant` what makes a function of the script begin with that statement."""
     functions = [

@@ -49,7 +49,6 @@ from tests.scripts import (
     at_work,
     beginning,
     command,
-    entry,
     fails_with_one_line,
     publish,
 )
@@ -152,17 +151,20 @@ def test_messaging_comes_first_and_then_the_command_line() -> None:
         assert len(source.splitlines()) <= MOST_LINES[script], script
 
 
+#: By which a script's `main` calls what is about messaging, and the name of that.
+OWN_CALL = re.compile(r"(?<=    try:\n)        ([a-z]+)\(parameters.*\)\n")
+
+
 def test_the_command_line_has_the_same_words_in_all() -> None:
     arguments = re.compile(
         r"    (?:parser = )?ArgumentParser\(.*\)\n(?:    parser\.add_argument\(.*\)\n)*"
         r"(?:    arguments = parser\.parse_args\(\)\n)?"
         r"(?:    if not .*timeout.*\n.*parser\.error.*\n)?"
     )
-    own_call = re.compile(r"(?<=    try:\n)        [a-z]+\(parameters.*\)\n")
     tails = {}
     for script, source in SOURCES.items():
         without_arguments, found = arguments.subn("", source.partition(COMMAND_LINE)[2])
-        tails[script], calls = own_call.subn("", without_arguments)
+        tails[script], calls = OWN_CALL.subn("", without_arguments)
         assert (found, calls) == (1, 1), script
     assert len(set(tails.values())) == 1
 
@@ -206,20 +208,16 @@ def test_an_argument_that_is_not_text_is_refused(run: Run) -> None:
 
 
 def test_no_broker_takes_the_connection(run: Run, broker: Broker, unused_port: int) -> None:
-    for host, scripts, clue in (
-        (f"localhost:{unused_port}", ONE_OF_EACH, "Connection refused"),
-        ("nowhere.invalid", ONE_OF_EACH, "gaierror"),
-        (host_of(broker), ONE_OF_EACH, "ACCESS_REFUSED"),  # the password is wrong
-    ):
-        each_fails_with_one_line(run, address(host), scripts, clue)
-
-
-def test_the_tls_handshake_is_reset_or_refused(run: Run, broker: Broker) -> None:
     with Network(broker.url, mode="reset") as network:
-        secure = network.url.replace("amqp:", "amqps:")
-        each_fails_with_one_line(run, secure, ONE_OF_EACH, "Connection reset by peer")
-    plain = broker.url.replace("amqp:", "amqps:")
-    each_fails_with_one_line(run, plain, ("part_1/sender.py", WORKER), "SSL")
+        for url, scripts, clue in (
+            (address(f"localhost:{unused_port}"), ONE_OF_EACH, "Connection refused"),
+            (address("nowhere.invalid"), ONE_OF_EACH, "gaierror"),
+            (address(host_of(broker)), ONE_OF_EACH, "ACCESS_REFUSED"),  # the password is wrong
+            # The TLS handshake is reset; and a port that does not speak TLS refuses it.
+            (network.url.replace("amqp:", "amqps:"), ONE_OF_EACH, "Connection reset by peer"),
+            (broker.url.replace("amqp:", "amqps:"), ("part_1/sender.py", WORKER), "SSL"),
+        ):
+            each_fails_with_one_line(run, url, scripts, clue)
 
 
 @pytest.fixture
@@ -279,7 +277,8 @@ def test_a_refused_declaration_is_told_in_rabbitmqs_words_alone(
     declaring = [script for script in SCRIPTS if script != CLIENT]
     said = re.compile(
         r" \[!\] ChannelClosedByBroker: \(406\) ['\"]PRECONDITION_FAILED - inequivalent arg"
-        r" '\w+' for (queue|exchange) '\w+' in vhost '/': received .* but current is .*['\"]"
+        r" '(durable|type)' for (queue|exchange) '\w+' in vhost '/':"
+        r" received .* but current is .*['\"]"
     )
     for terminal in [run(*command(script)) for script in declaring]:
         fails_with_one_line(terminal)
@@ -300,9 +299,10 @@ def test_a_body_may_be_any_bytes_and_what_cannot_be_shown_is_shown_as_an_escape(
         assert r"\u4efb\u52a1" in terminal.out[-1]
         assert terminal.error == []
     for script, consumer in consumers.items():
-        for body in (b"", bytes(range(256)), bytes(1_000_000), "任务".encode()):
+        for body in (b"", bytes(range(256)), bytes(1_000_000), "任务 4321".encode()):
             publish(channel, script, body)
-        consumer.expect(r"\xe4\xbb\xbb" if script == SERVER else r"\u4efb\u52a1")
+        shown = r"\xe4\xbb\xbb\xe5\x8a\xa1" if script == SERVER else r"\u4efb\u52a1"
+        consumer.expect(f"{shown} 4321")
         assert consumer.error == []
 
 
@@ -368,8 +368,9 @@ def test_an_error_in_the_code_keeps_its_traceback(
         " 'missing.txt'",
     }
     broken = [
-        (run(variant(script, beginning(script, entry(script), code)), *command(script)[1:]), error)
+        (run(variant(script, beginning(script, entry, code)), *command(script)[1:]), error)
         for script in SCRIPTS
+        for entry in OWN_CALL.findall(SOURCES[script])
         for code, error in list(mistakes.items())[: 2 if script in (NEW_TASK, WORKER) else 1]
     ]
     for terminal, error in broken:
@@ -448,9 +449,7 @@ def test_services_come_back_when_tls_handshakes_were_reset(
         network.mode = "open"
         for script, service in services.items():
             publish(channel, script, b"1")
-            service.expect("[*] Waiting", times=2).expect(
-                "[.] fib(1)" if script == SERVER else "Done"
-            )
+            service.expect("[*] Waiting", times=2).expect(DONE[script])
 
 
 def test_a_network_that_goes_silent(run: Run, broker: Broker) -> None:
@@ -504,10 +503,8 @@ def test_a_hundred_lost_connections_leave_nothing_behind(
             threads, files, memory = in_use(process)
             assert (threads, files) == before[:2]
             assert memory < before[2] + 2_000_000
-            publish(channel, script, b"12")
-            service.expect(
-                "[.] fib(12)" if script == SERVER else "Done", 1 if script == SERVER else 2
-            )
+            publish(channel, script, b"1")
+            service.expect(DONE[script], times=2)
 
 
 def test_serve_may_be_called_again(
