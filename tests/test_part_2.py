@@ -67,11 +67,6 @@ def seconds_for_three_tasks(run: Run, broker: Broker, channel: Channel, workers:
     return took
 
 
-def test_the_words_of_a_command_line_are_one_task(run: Run, channel: Channel) -> None:
-    assert run(NEW_TASK, "two", "words").wait() == 0
-    assert channel.basic_get(queue=QUEUE, auto_ack=True)[2] == b"two words"
-
-
 @pytest.mark.claim("II-parallel")
 def test_more_workers_are_faster(run: Run, managed_broker: Broker, channel: Channel) -> None:
     alone = seconds_for_three_tasks(run, managed_broker, channel, workers=1)

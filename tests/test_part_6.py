@@ -156,7 +156,10 @@ def test_two_servers_share_the_load(run_slow: Run, managed_broker: Broker) -> No
 
     def done(requests: int) -> list[int]:
         """Return how many each server had, once so many are printed: answers may come earlier."""
-        wait_until(lambda: sum(len(server.out) - 1 for server in servers) >= requests, "the lines")
+        wait_until(
+            lambda: sum(len(server.out) - 1 for server in servers) >= requests,
+            f"{requests} requests to be with servers that work",
+        )
         return [len(server.out) - 1 for server in servers]
 
     with client_of(managed_broker) as client:
@@ -359,6 +362,7 @@ def test_the_second_call_is_right_whatever_was_lost(run: Run, broker: Broker) ->
     run(SERVER).expect_ready()
     with Network(broker.url) as network, client_of(network, "?heartbeat=1") as client:
         for lose in (delete_its_queue, network.cut, have_rabbitmq_close_its_channel, be_idle):
+            print(lose.__name__)  # which is shown if a call raises
             for _ in range(2):
                 assert client.call(10) == 55, lose
                 lose()

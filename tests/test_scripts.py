@@ -293,11 +293,13 @@ def test_a_body_may_be_any_bytes_and_what_cannot_be_shown_is_shown_as_an_escape(
 ) -> None:
     monkeypatch.setenv("PYTHONIOENCODING", "cp1252")
     consumers = {script: run(*command(script)).expect_ready() for script in CONSUMERS}
-    for terminal in [run(*command(script), "任务") for script in WITH_WORDS]:
+    for terminal in [run(*command(script), "任务", "words") for script in WITH_WORDS]:
         assert terminal.wait() == 0
         assert terminal.out[-1].startswith(" [x] Sent ")
-        assert r"\u4efb\u52a1" in terminal.out[-1]
+        assert r"\u4efb\u52a1 words'" in terminal.out[-1]
         assert terminal.error == []
+    for script in (WORKER, *VIEWERS[1:]):
+        consumers[script].expect(r"\u4efb\u52a1 words'")  # all words are one message
     for script, consumer in consumers.items():
         for body in (b"", bytes(range(256)), bytes(1_000_000), "任务 4321".encode()):
             publish(channel, script, body)
