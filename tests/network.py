@@ -13,11 +13,6 @@ from urllib.parse import urlsplit
 Mode = Literal["open", "silent", "reset"]
 
 
-def frame_of(method: type) -> bytes:
-    """Return the bytes by which a frame says which method it is, such as Basic.ConsumeOk."""
-    return struct.pack(">I", method.INDEX)  # type: ignore[attr-defined]
-
-
 class Network:
     """A proxy before a broker. What it is told to do holds for connections that there are, too."""
 
@@ -64,7 +59,9 @@ class Network:
 
     def watch(self, method: type, then: Literal["cut", "silent", "nothing"] = "nothing") -> None:
         """Count how often the broker sends that method of AMQP, and cut or fall silent after it."""
-        self.watched, self.then, self.seen = frame_of(method), then, 0
+        # By these bytes a frame says which method it is.
+        self.watched = struct.pack(">I", method.INDEX)  # type: ignore[attr-defined]
+        self.then, self.seen = then, 0
 
     def _start(self, target: Callable[..., None], *arguments: object) -> None:
         self._threads.append(threading.Thread(target=target, args=arguments))

@@ -10,6 +10,7 @@ from pika.adapters.blocking_connection import BlockingChannel as Channel
 from testbed.programs import CLIENT, NEW_TASK, SERVER, WORKER
 from testbed.terminal import REPOSITORY, Terminal
 from testbed.waiting import wait_until
+from tests.conftest import Run, Variant
 
 SENDERS = (
     "part_1/sender.py",
@@ -73,6 +74,19 @@ def publish(
         body=body,
         properties=properties or BasicProperties(reply_to="nobody"),
     )
+
+
+def publish_keys(channel: Channel, exchange: str, *keys: str) -> None:
+    """Send a message for each key, that key its body too."""
+    for key in keys:
+        channel.basic_publish(exchange=exchange, routing_key=key, body=key.encode())
+
+
+def queue_bound_to(channel: Channel, exchange: str, routing_key: str = "", **arguments: str) -> str:
+    """Return the name of a new queue, bound to the exchange."""
+    queue = str(channel.queue_declare(queue="", exclusive=True).method.queue)
+    channel.queue_bind(queue=queue, exchange=exchange, routing_key=routing_key, arguments=arguments)
+    return queue
 
 
 def page_commands(*words: str) -> list[str]:
@@ -153,15 +167,6 @@ for kind in (BlockingConnection, BlockingChannel):
 """
 
 
-def entry(script: str) -> str:
-    """Return the name of the script's function that connects, or that has the connection."""
-    if script in SERVICES:
-        return "serve"
-    return {"part_1/sender.py": "send", NEW_TASK: "send", CLIENT: "ask"}.get(
-        script, "emit" if script in SENDERS else "receive"
-    )
-
-
 def beginning(script: str, function: str, statement: str) -> tuple[str, str]:
     """Return for a `variant` what makes a function of the script begin with that statement."""
     functions = [
@@ -178,3 +183,14 @@ def at_work(script: str, seconds: float) -> tuple[str, str]:
     """Return for a `variant` what makes a service say that it works, and take so long for it."""
     say = f"print(' at work', flush=True); time.sleep({seconds})"
     return beginning(script, WORK_OF[script], say)
+
+
+def busy_services(
+    run: Run, variant: Variant, channel: Channel, seconds: float, url: str = ""
+) -> dict[str, Terminal]:
+    """Return a worker and a server, each at work for so long, with what was sent to it."""
+    services = {s: run(variant(s, at_work(s, seconds)), url=url).expect_ready() for s in SERVICES}
+    for script, service in services.items():
+        publish(channel, script, b"1")
+        service.expect("at work")
+    return services

@@ -1,11 +1,11 @@
 """Run a service several times, each with a SIGTERM at another line of pika's or of its own.
 
-    python tests/stopped_at.py part_2/worker.py QUEUE LINE...
+    python tests/stopped_at.py part_2/worker.py LINE...
 
 LINE counts the lines that are executed, from the first of the script's `main` on. Each run is a
-process of its own, and takes its tasks from the queue that is named QUEUE and that number. A run
-that has done a task, and has not come to its line, gets its signal then. What is printed of each
-run is one line of JSON: [LINE, exit code, [what it printed, ...]].
+process of its own, and takes its tasks from the queue stopped_at_LINE. A run that has done a task,
+and has not come to its line, gets its signal then. What is printed of each run is one line of JSON:
+[exit code, [what it printed, ...]].
 """
 
 import json
@@ -14,13 +14,14 @@ import runpy
 import signal
 import sys
 from pathlib import Path
+from tempfile import TemporaryFile
 from types import FrameType
 
 import pika
 from pika.adapters.blocking_connection import BlockingChannel
 
 
-def run(script: str, queue: str, line: int) -> None:
+def run(script: str, line: int) -> None:
     """Run the script in this process, which ends with it."""
     traced = str(Path(pika.__file__).parent), script
     executed, told = 0, False
@@ -50,27 +51,24 @@ def run(script: str, queue: str, line: int) -> None:
     BlockingChannel.basic_ack = acknowledge  # type: ignore[method-assign, assignment]
     sys.argv = [script]
     main = runpy.run_path(script)["main"]
-    main.__globals__["QUEUE"] = f"{queue}{line}"
+    main.__globals__["QUEUE"] = f"stopped_at_{line}"
     sys.settrace(trace)  # type: ignore[arg-type]
     main()
     os._exit(0)
 
 
 if __name__ == "__main__":
-    script, queue, *lines = sys.argv[1:]
+    script, *lines = sys.argv[1:]
     runs = []
     for line in map(int, lines):
-        reading, writing = os.pipe()
+        output = TemporaryFile("w+")  # noqa: SIM115 - for as long as we live
         process = os.fork()
         if not process:
-            os.dup2(writing, 1)
-            os.dup2(writing, 2)
-            sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - for as long as we live
-            run(script, queue, line)
-        os.close(writing)
-        runs.append((line, process, reading))
-    for line, process, reading in runs:
-        with open(reading) as output:  # noqa: PTH123 - a file descriptor
-            printed = output.read().splitlines()
+            os.dup2(output.fileno(), 1)
+            os.dup2(output.fileno(), 2)
+            run(script, line)
+        runs.append((process, output))
+    for process, output in runs:
         code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-        print(json.dumps([line, code, printed]), flush=True)
+        output.seek(0)
+        print(json.dumps([code, output.read().splitlines()]))

@@ -16,7 +16,7 @@ from testbed.programs import TASK_QUEUE as QUEUE
 from testbed.settings import MAX_MESSAGE_SIZE
 from testbed.waiting import wait_until
 from tests.conftest import Run, Variant
-from tests.scripts import after, fails_with_one_line, page_commands
+from tests.scripts import after, fails_with_one_line, page_commands, publish_keys, queue_bound_to
 from tests.test_part_2 import WORK, received, send
 
 # worker.py, with tasks that can fail: each is to be a number.
@@ -127,9 +127,8 @@ def test_a_rejected_task_is_discarded_or_kept_in_a_queue_for_it(
     own_broker.wait_for_acknowledgements(QUEUE)
     worker.terminate()
     assert worker.wait() == 0
-    assert "Finishing" not in "\n".join(
-        [*worker.out, *worker.error]
-    )  # it is not busy with what it set aside
+    # It is not busy with what it set aside.
+    assert not any("Finishing" in line for line in worker.error)
     assert own_broker.ready(QUEUE) == 0
 
 
@@ -329,16 +328,13 @@ def test_one_consumer_gets_all_until_it_goes(broker: Broker, channel: Channel) -
 def test_what_fits_no_binding_goes_to_the_alternate_exchange(
     broker: Broker, channel: Channel
 ) -> None:
-    astray = channel.queue_declare(queue="", exclusive=True).method.queue
     channel.exchange_declare(exchange="logs", exchange_type="fanout")
-    channel.queue_bind(queue=astray, exchange="logs")
+    astray = queue_bound_to(channel, "logs")
     channel.exchange_declare(
         exchange="direct_logs", exchange_type="direct", arguments={"alternate-exchange": "logs"}
     )
-    bound = channel.queue_declare(queue="", exclusive=True).method.queue
-    channel.queue_bind(queue=bound, exchange="direct_logs", routing_key="error")
-    for key in ("error", "nobody"):
-        channel.basic_publish(exchange="direct_logs", routing_key=key, body=key.encode())
+    bound = queue_bound_to(channel, "direct_logs", "error")
+    publish_keys(channel, "direct_logs", "error", "nobody")
     assert channel.basic_get(queue=astray, auto_ack=True)[2] == b"nobody"
     assert channel.basic_get(queue=bound, auto_ack=True)[2] == b"error"
     assert channel.basic_get(queue=astray, auto_ack=True)[0] is None

@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from functools import partial
 
 import pytest
 
@@ -35,6 +36,11 @@ def declare(queue: str, node: Broker) -> None:
 def done(workers: list[Terminal]) -> set[str]:
     """Return the tasks that a worker says it received and then did."""
     return {task.strip("'") for worker in workers for task in tasks_done(worker.out)}
+
+
+def complaining(services: list[Terminal]) -> list[Terminal]:
+    """Return those that have said something on stderr."""
+    return [service for service in services if service.error]
 
 
 def send_all(run: Run, script: str, tasks: list[str]) -> None:
@@ -119,9 +125,7 @@ def test_a_node_is_killed_in_the_middle_of_two_hundred_tasks(
 
     wait_until(lambda: done(workers) == set(tasks), "each task to be done", seconds=60)
     for services in (workers, servers):
-        lost = [service for service in services if service.error]
-        assert lost
-        for service in lost:
+        for service in wait_until(partial(complaining, services), "a lost connection"):
             service.expect("[!] Connection lost").expect("[*] Waiting", times=2, seconds=30)
     cluster.wait_for_acknowledgements(QUEUE)
     assert cluster.ready(QUEUE) == 0

@@ -27,16 +27,11 @@ FIBONACCI = [0, 1, 1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 144, 233, 377, 610, 987, 1
 COMPUTE = "    current, following = 0, 1\n"
 
 
-def client_of(broker: Broker, options: str = "") -> FibonacciRpcClient:
-    """Return the recipe's client, as another program uses it."""
-    return FibonacciRpcClient(pika.URLParameters(broker.url + options))
-
-
 @contextmanager
-def calling(client: FibonacciRpcClient, threads: int = 8) -> Iterator[ThreadPoolExecutor]:
-    """Close the client in the end, and see that no call left anything behind in it."""
-    with client, ThreadPoolExecutor(threads) as pool:
-        yield pool
+def calling(url: str) -> Iterator[tuple[FibonacciRpcClient, ThreadPoolExecutor]]:
+    """Yield the recipe's client, and threads to call from; no call leaves anything behind in it."""
+    with FibonacciRpcClient(pika.URLParameters(url)) as client, ThreadPoolExecutor(8) as threads:
+        yield client, threads
     assert client._answers == {}
 
 
@@ -45,9 +40,8 @@ def test_two_hundred_calls_from_eight_threads_before_and_after_a_lost_connection
     run: Run, own_broker: OwnBroker
 ) -> None:
     run(SERVER).expect_ready()
-    client = client_of(own_broker)
     numbers = [n % 20 for n in range(200)]
-    with calling(client) as threads:
+    with calling(own_broker.url) as (client, threads):
         assert list(threads.map(client.call, numbers)) == [FIBONACCI[n] for n in numbers]
         own_broker.ctl("close_all_connections", "maintenance")
         wait_until(lambda: client._thread is None, "the client to see it")
@@ -58,8 +52,7 @@ def test_two_hundred_calls_from_eight_threads_before_and_after_a_lost_connection
 def test_calls_under_way_when_the_connection_is_lost_say_so(own_broker: OwnBroker) -> None:
     with own_broker.channel() as channel:
         channel.queue_declare(queue=QUEUE, durable=True)
-    client = client_of(own_broker)
-    with calling(client) as threads:
+    with calling(own_broker.url) as (client, threads):
         calls = [threads.submit(client.call, n, 60) for n in range(8)]
         own_broker.wait_for_ready(QUEUE, 8)
         own_broker.ctl("close_all_connections", "maintenance")
@@ -75,8 +68,7 @@ def test_calls_under_way_when_the_connection_is_lost_say_so(own_broker: OwnBroke
 
 def test_without_rabbitmq_each_call_says_so_at_once(broker: Broker) -> None:
     (port,) = free_ports(1)
-    client = FibonacciRpcClient(pika.URLParameters(f"amqp://guest:guest@localhost:{port}/%2F"))
-    with calling(client) as threads:
+    with calling(f"amqp://guest:guest@localhost:{port}/%2F") as (client, threads):
         for call in [threads.submit(client.call, 10, 60) for _ in range(8)]:
             assert "refused" in repr(call.exception(20))
 
@@ -84,8 +76,7 @@ def test_without_rabbitmq_each_call_says_so_at_once(broker: Broker) -> None:
 @pytest.mark.claim("recipe-rpc-alone")
 def test_a_call_that_fails_fails_alone(run: Run, broker: Broker, variant: Variant) -> None:
     server = variant(SERVER, (COMPUTE, f"    time.sleep(2 if n == 19 else 0)\n{COMPUTE}"))
-    client = client_of(broker)
-    with calling(client) as threads:
+    with calling(broker.url) as (client, threads):
         with pytest.raises(RpcError, match="no queue 'rpc_queue'"):
             client.call(10)
         run(server).expect_ready()
@@ -111,8 +102,7 @@ def test_a_call_that_fails_fails_alone(run: Run, broker: Broker, variant: Varian
 @pytest.mark.claim("recipe-rpc-answers")
 def test_unknown_second_late_and_foreign_answers(broker: Broker, channel: BlockingChannel) -> None:
     channel.queue_declare(queue=QUEUE, durable=True)
-    client = client_of(broker)
-    with calling(client) as threads:
+    with calling(broker.url) as (client, threads):
         late = threads.submit(client.call, 30, 2)
         late_request = take_request(channel)
         with pytest.raises(TimeoutError):
@@ -135,8 +125,7 @@ def test_unknown_second_late_and_foreign_answers(broker: Broker, channel: Blocki
 @pytest.mark.claim("recipe-rpc-idle")
 def test_a_client_may_be_idle_for_longer_than_a_heartbeat(run: Run, broker: Broker) -> None:
     run(SERVER).expect_ready()
-    client = client_of(broker, "?heartbeat=1")
-    with calling(client):
+    with calling(f"{broker.url}?heartbeat=1") as (client, _):
         assert client.call(10) == 55
         channel, idle_since = client._channel, time.monotonic()
         wait_until(lambda: time.monotonic() - idle_since > 5, "five heartbeats")
@@ -149,8 +138,7 @@ def test_leaving_is_quick_when_rabbitmq_is_silent(
     own_broker: OwnBroker, channel: BlockingChannel
 ) -> None:
     channel.queue_declare(queue=QUEUE, durable=True)
-    client = client_of(own_broker)
-    with calling(client) as threads:
+    with calling(own_broker.url) as (client, threads):
         call = threads.submit(client.call, 10)
         answer(channel, take_request(channel), b"55")
         assert call.result(10) == 55
@@ -247,7 +235,7 @@ def test_a_client_whose_thread_could_not_be_started_starts_one_later(
     run: Run, broker: Broker
 ) -> None:
     run(SERVER).expect_ready()
-    with client_of(broker) as client:
+    with calling(broker.url) as (client, _):
         size = threading.stack_size(1 << 46)  # so much that no thread can be started
         try:
             with pytest.raises(RuntimeError, match="thread"):

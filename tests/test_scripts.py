@@ -5,7 +5,6 @@ import contextlib
 import os
 import pty
 import re
-import runpy
 import shutil
 import subprocess
 import sys
@@ -50,16 +49,12 @@ from tests.scripts import (
     at_work,
     beginning,
     command,
-    entry,
     fails_with_one_line,
     publish,
 )
 
 # No part of it needs to be quoted in a shell, and each would break an address.
 SECRET = "pä/ss:w@rd%?#"  # noqa: S105 - of nobody
-
-# What the scripts say of an address that they cannot take. It quotes nothing of it.
-NO_ADDRESS = " [!] RABBITMQ_URL is no address. Write amqp://user:password@host:5672/%2F"
 
 
 def each_fails_with_one_line(run: Run, url: str, scripts: tuple[str, ...], *clues: str) -> None:
@@ -156,17 +151,20 @@ def test_messaging_comes_first_and_then_the_command_line() -> None:
         assert len(source.splitlines()) <= MOST_LINES[script], script
 
 
+#: By which a script's `main` calls what is about messaging, and the name of that.
+OWN_CALL = re.compile(r"(?<=    try:\n)        ([a-z]+)\(parameters.*\)\n")
+
+
 def test_the_command_line_has_the_same_words_in_all() -> None:
     arguments = re.compile(
         r"    (?:parser = )?ArgumentParser\(.*\)\n(?:    parser\.add_argument\(.*\)\n)*"
         r"(?:    arguments = parser\.parse_args\(\)\n)?"
         r"(?:    if not .*timeout.*\n.*parser\.error.*\n)?"
     )
-    own_call = re.compile(r"(?<=    try:\n)        [a-z]+\(parameters.*\)\n")
     tails = {}
     for script, source in SOURCES.items():
         without_arguments, found = arguments.subn("", source.partition(COMMAND_LINE)[2])
-        tails[script], calls = own_call.subn("", without_arguments)
+        tails[script], calls = OWN_CALL.subn("", without_arguments)
         assert (found, calls) == (1, 1), script
     assert len(set(tails.values())) == 1
 
@@ -197,26 +195,6 @@ def test_uv_runs_the_bare_file(tmp_path: Path) -> None:
     assert f"python {SERVER}" in said.decode()
 
 
-def test_help_says_how_to_call_it(run: Run, unused_port: int) -> None:
-    nobody = address(f"localhost:{unused_port}")
-    for script, terminal in [(script, run(script, "--help", url=nobody)) for script in SCRIPTS]:
-        assert terminal.wait() == 0
-        said = "\n".join(terminal.out)
-        assert f"python {script}" in said
-        partners = [other for other in SCRIPTS if Path(other).parent == Path(script).parent]
-        assert [partner for partner in partners if Path(partner).name not in said] == []
-        assert terminal.error == []
-
-
-def test_wrong_arguments(run: Run) -> None:
-    wrong = [run(*command(script), "--nonsense") for script in ONE_OF_EACH]
-    missing = [run(script) for script in WITH_KEY]
-    for terminal in (*wrong, *missing, run(CLIENT, "--timeout=nan"), run(CLIENT, "9" * 5000)):
-        assert terminal.wait() == 2
-        assert terminal.out == []
-        assert terminal.error[0].startswith("usage: ")
-
-
 def test_an_argument_that_is_not_text_is_refused(run: Run) -> None:
     no_text = os.fsdecode(b"\xff\xfe")
     words = [run(*command(script), no_text) for script in WITH_WORDS]
@@ -226,71 +204,20 @@ def test_an_argument_that_is_not_text_is_refused(run: Run) -> None:
         assert terminal.out == []
 
 
-@pytest.mark.parametrize("unset", [None, ""])
-def test_without_an_address_it_is_the_default_one(
-    monkeypatch: pytest.MonkeyPatch, unset: str | None
-) -> None:
-    monkeypatch.delenv("RABBITMQ_URL", raising=False)
-    if unset is not None:
-        monkeypatch.setenv("RABBITMQ_URL", unset)
-    addresses = {runpy.run_path(str(REPOSITORY / script))["RABBITMQ_URL"] for script in SCRIPTS}
-    assert addresses == {"amqp://guest:guest@localhost:5672/%2F"}
-
-
-# Each has been taken for another, or has shown the password or a traceback, in some version.
-NO_ADDRESSES = (
-    "localhost",
-    "rabbit.example/%2F",
-    "http://guest:s3cret@localhost:5672/%2F",
-    '"amqp://guest:s3cret@localhost:5672/%2F"',
-    "amqp:/user:s3cret@rabbit.example:5672/%2F",
-    "amqp://",
-    "amqp://guest:s3cret@:5672/%2F",
-    "amqp:///%2F",
-    "amqp://?heartbeat=1",
-    os.fsdecode(b"amqp://guest:s3cret\xff@localhost:5672/%2F"),
-    "amqp://guest:s3cret/word@localhost:5672/%2F",
-    "amqp://guest:s3cret@localhost:port/%2F",
-    "amqp://guest:s3cret@localhost:99999/%2F",
-    "amqp://s3cret@localhost:5672/%2F",
-    "amqp://guest:s3cret@local..host:5672/%2F",
-    "amqp://guest:s3cret@[::1:5672/%2F",
-    "amqp://guest:s3cret@localhost:5672/%2F?heartbeat=often",
-    "amqp://guest:s3cret@localhost:5672/%2F?nonsense=1",
-    "amqps://guest:s3cret@localhost:5671/%2F?ssl_options={",
-    "amqps://guest:s3cret@localhost:5671/%2F?ssl_options=[]",
-    "amqps://guest:s3cret@localhost:5671/%2F?ssl_options={'cafile':'gone'}",
-    "amqp://guest:s3cret@localhost:5672/%2F?tcp_options={'TCP_KEEPIDLE':'x'}",
-)
-
-
-def test_what_is_no_address(run: Run) -> None:
-    # tests/test_any_input.py tries all of them in each script, within one process.
-    for terminal in [
-        run(*command(script), url=url) for script, url in zip(SCRIPTS, NO_ADDRESSES, strict=False)
-    ]:
-        fails_with_one_line(terminal)
-        assert (terminal.out, terminal.error) == ([], [NO_ADDRESS])
-
-
 # No broker, or one that refuses.
 
 
 def test_no_broker_takes_the_connection(run: Run, broker: Broker, unused_port: int) -> None:
-    for host, scripts, clue in (
-        (f"localhost:{unused_port}", ONE_OF_EACH, "Connection refused"),
-        ("nowhere.invalid", ONE_OF_EACH, "gaierror"),
-        (host_of(broker), ONE_OF_EACH, "ACCESS_REFUSED"),  # the password is wrong
-    ):
-        each_fails_with_one_line(run, address(host), scripts, clue)
-
-
-def test_the_tls_handshake_is_reset_or_refused(run: Run, broker: Broker) -> None:
     with Network(broker.url, mode="reset") as network:
-        secure = network.url.replace("amqp:", "amqps:")
-        each_fails_with_one_line(run, secure, ONE_OF_EACH, "Connection reset by peer")
-    plain = broker.url.replace("amqp:", "amqps:")
-    each_fails_with_one_line(run, plain, ("part_1/sender.py", WORKER), "SSL")
+        for url, scripts, clue in (
+            (address(f"localhost:{unused_port}"), ONE_OF_EACH, "Connection refused"),
+            (address("nowhere.invalid"), ONE_OF_EACH, "gaierror"),
+            (address(host_of(broker)), ONE_OF_EACH, "ACCESS_REFUSED"),  # the password is wrong
+            # The TLS handshake is reset; and a port that does not speak TLS refuses it.
+            (network.url.replace("amqp:", "amqps:"), ONE_OF_EACH, "Connection reset by peer"),
+            (broker.url.replace("amqp:", "amqps:"), ("part_1/sender.py", WORKER), "SSL"),
+        ):
+            each_fails_with_one_line(run, url, scripts, clue)
 
 
 @pytest.fixture
@@ -307,15 +234,13 @@ def permit(broker: Broker, **permissions: str) -> None:
     broker.management("permissions/%2F/limited", "PUT", permissions)
 
 
-def test_the_virtual_host_is_missing_or_not_the_logins(
-    run: Run, own_broker: OwnBroker, limited: str
+def test_a_login_is_refused_its_permissions(
+    run: Run, own_broker: OwnBroker, limited: str, channel: Channel
 ) -> None:
-    url = address(host_of(own_broker), login="limited", virtual_host="nowhere")
-    each_fails_with_one_line(run, url, ONE_OF_EACH, "NOT_ALLOWED - vhost nowhere")
+    nowhere = address(host_of(own_broker), login="limited", virtual_host="nowhere")
+    each_fails_with_one_line(run, nowhere, ONE_OF_EACH, "NOT_ALLOWED - vhost nowhere")
     each_fails_with_one_line(run, limited, (NEW_TASK, SERVER), "NOT_ALLOWED - access to vhost")
 
-
-def test_a_login_is_refused_its_permissions(run: Run, own_broker: OwnBroker, limited: str) -> None:
     # To declare a queue or an exchange takes the permission to configure it.
     permit(own_broker, configure="^$", write=".*", read=".*")
     each_fails_with_one_line(run, limited, SCRIPTS, "ACCESS_REFUSED")
@@ -331,12 +256,7 @@ def test_a_login_is_refused_its_permissions(run: Run, own_broker: OwnBroker, lim
     each_fails_with_one_line(run, limited, SENDERS, "ACCESS_REFUSED")
     # RabbitMQ closes the channel of a request that it refuses while the client waits for an answer.
     each_fails_with_one_line(run, limited, (CLIENT,), "a request refused")
-
-
-def test_a_service_that_may_not_answer_says_so(
-    run: Run, own_broker: OwnBroker, limited: str, channel: Channel
-) -> None:
-    permit(own_broker, configure=".*", write="^$", read=".*")
+    # A server that may not answer says so.
     service = run(SERVER, url=limited).expect_ready()
     publish(channel, SERVER, b"1")
     service.expect("[!] ")
@@ -357,7 +277,8 @@ def test_a_refused_declaration_is_told_in_rabbitmqs_words_alone(
     declaring = [script for script in SCRIPTS if script != CLIENT]
     said = re.compile(
         r" \[!\] ChannelClosedByBroker: \(406\) ['\"]PRECONDITION_FAILED - inequivalent arg"
-        r" '\w+' for (queue|exchange) '\w+' in vhost '/': received .* but current is .*['\"]"
+        r" '(durable|type)' for (queue|exchange) '\w+' in vhost '/':"
+        r" received .* but current is .*['\"]"
     )
     for terminal in [run(*command(script)) for script in declaring]:
         fails_with_one_line(terminal)
@@ -367,28 +288,23 @@ def test_a_refused_declaration_is_told_in_rabbitmqs_words_alone(
 # Whatever a message is, and wherever it is shown.
 
 
-def test_a_body_may_be_any_bytes(run: Run, channel: Channel) -> None:
-    consumers = {script: run(*command(script)).expect_ready() for script in CONSUMERS}
-    for script, consumer in consumers.items():
-        for body in (b"", bytes(range(256)), bytes(1_000_000), b"4321"):
-            publish(channel, script, body)
-        consumer.expect("4321")
-        assert consumer.error == []
-
-
-def test_a_character_that_cannot_be_shown_is_shown_as_an_escape(
+def test_a_body_may_be_any_bytes_and_what_cannot_be_shown_is_shown_as_an_escape(
     run: Run, channel: Channel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONIOENCODING", "cp1252")
     consumers = {script: run(*command(script)).expect_ready() for script in CONSUMERS}
-    for terminal in [run(*command(script), "任务") for script in WITH_WORDS]:
+    for terminal in [run(*command(script), "任务", "words") for script in WITH_WORDS]:
         assert terminal.wait() == 0
         assert terminal.out[-1].startswith(" [x] Sent ")
-        assert r"\u4efb\u52a1" in terminal.out[-1]
+        assert r"\u4efb\u52a1 words'" in terminal.out[-1]
         assert terminal.error == []
+    for script in (WORKER, *VIEWERS[1:]):
+        consumers[script].expect(r"\u4efb\u52a1 words'")  # all words are one message
     for script, consumer in consumers.items():
-        publish(channel, script, "任务".encode())
-        consumer.expect(r"\xe4\xbb\xbb" if script == SERVER else r"\u4efb\u52a1")
+        for body in (b"", bytes(range(256)), bytes(1_000_000), "任务 4321".encode()):
+            publish(channel, script, body)
+        shown = r"\xe4\xbb\xbb\xe5\x8a\xa1" if script == SERVER else r"\u4efb\u52a1"
+        consumer.expect(f"{shown} 4321")
         assert consumer.error == []
 
 
@@ -454,8 +370,9 @@ def test_an_error_in_the_code_keeps_its_traceback(
         " 'missing.txt'",
     }
     broken = [
-        (run(variant(script, beginning(script, entry(script), code)), *command(script)[1:]), error)
+        (run(variant(script, beginning(script, entry, code)), *command(script)[1:]), error)
         for script in SCRIPTS
+        for entry in OWN_CALL.findall(SOURCES[script])
         for code, error in list(mistakes.items())[: 2 if script in (NEW_TASK, WORKER) else 1]
     ]
     for terminal, error in broken:
@@ -534,9 +451,7 @@ def test_services_come_back_when_tls_handshakes_were_reset(
         network.mode = "open"
         for script, service in services.items():
             publish(channel, script, b"1")
-            service.expect("[*] Waiting", times=2).expect(
-                "[.] fib(1)" if script == SERVER else "Done"
-            )
+            service.expect("[*] Waiting", times=2).expect(DONE[script])
 
 
 def test_a_network_that_goes_silent(run: Run, broker: Broker) -> None:
@@ -590,10 +505,8 @@ def test_a_hundred_lost_connections_leave_nothing_behind(
             threads, files, memory = in_use(process)
             assert (threads, files) == before[:2]
             assert memory < before[2] + 2_000_000
-            publish(channel, script, b"12")
-            service.expect(
-                "[.] fib(12)" if script == SERVER else "Done", 1 if script == SERVER else 2
-            )
+            publish(channel, script, b"1")
+            service.expect(DONE[script], times=2)
 
 
 def test_serve_may_be_called_again(

@@ -16,8 +16,8 @@ from pika import spec
 from pika.adapters.blocking_connection import BlockingChannel as Channel
 
 from testbed.broker import Broker, OwnBroker
-from testbed.programs import CLIENT, NEW_TASK, SERVER, WORKER
-from testbed.terminal import REPOSITORY, Terminal, script_environment
+from testbed.programs import CLIENT, NEW_TASK, SERVER, WORKER, publish_tasks
+from testbed.terminal import Terminal
 from testbed.waiting import wait_until
 from tests.conftest import Run, Variant
 from tests.network import Mode, Network
@@ -29,8 +29,8 @@ from tests.scripts import (
     QUEUE_OF,
     SCRIPTS,
     SERVICES,
-    VIEWERS,
     at_work,
+    busy_services,
     command,
     publish,
 )
@@ -40,28 +40,36 @@ SIGNALS = pytest.mark.parametrize("number", BOTH)
 
 
 def ends_at_once(terminal: Terminal, number: signal.Signals) -> None:
-    """Assert that a signal has ended a script, as its exit code says, and without a word."""
-    assert terminal.wait() == 128 + number, terminal.command
+    """Assert that a signal has ended a script that had nothing to finish, and without a word.
+
+    A service has done what it is for; of another its exit code says that it was a signal.
+    """
+    service = any(script in terminal.command for script in SERVICES)
+    assert terminal.wait() == (0 if service else 128 + number), terminal.command
     assert terminal.error == []
     assert not any("Sent" in line for line in terminal.out)
 
 
-# A producer must not say that it has sent what it has not; nobody waits for a viewer.
-
-
 def test_while_connecting(run: Run, broker: Broker) -> None:
     with Network(broker.url, mode="silent") as network:
-        started = {script: run(*command(script), url=network.url) for script in SCRIPTS}
+        started = [run(*command(script), url=network.url) for script in SCRIPTS]
         wait_until(lambda: network.accepted == len(started), "all to be connecting")
-        signals = dict(zip(started, cycle(BOTH), strict=False))
-        for script, terminal in started.items():
-            terminal.process.send_signal(signals[script])
-        for script, terminal in started.items():
-            if script in SERVICES:
-                assert terminal.wait() == 0
-                assert terminal.error == []
-            else:
-                ends_at_once(terminal, signals[script])
+        for terminal, number in zip(started, cycle(BOTH), strict=False):
+            terminal.process.send_signal(number)
+            ends_at_once(terminal, number)
+
+
+def test_while_waiting_for_messages(run: Run, broker: Broker) -> None:
+    consumers = [(run(*command(script)), number) for script in CONSUMERS for number in BOTH]
+    for consumer, number in consumers:
+        consumer.expect_ready().process.send_signal(number)
+    for consumer, number in consumers:
+        ends_at_once(consumer, number)
+        assert len(consumer.out) == 1
+    assert [broker.consumers(QUEUE_OF[script]) for script in SERVICES] == [0, 0]
+
+
+# A producer must not say that it has sent what it has not.
 
 
 def test_a_sender_that_is_blocked(run: Run, own_broker: OwnBroker) -> None:
@@ -91,26 +99,7 @@ def test_while_waiting_for_a_confirm_or_an_answer(
             ends_at_once(terminal, number)
 
 
-def test_a_viewer_ends_quietly(run: Run, broker: Broker) -> None:
-    viewers = {(script, number): run(*command(script)) for script in VIEWERS for number in BOTH}
-    for (_, number), viewer in viewers.items():
-        viewer.expect_ready().process.send_signal(number)
-        ends_at_once(viewer, number)
-        assert len(viewer.out) == 1
-
-
 # A service finishes what it has.
-
-
-def test_an_idle_service(run: Run, broker: Broker) -> None:
-    services = {(script, number): run(script) for script in SERVICES for number in BOTH}
-    for (_, number), service in services.items():
-        service.expect_ready().process.send_signal(number)
-    for service in services.values():
-        assert service.wait() == 0
-        assert service.error == []
-        assert len(service.out) == 1  # it had nothing to finish
-    assert [broker.consumers(QUEUE_OF[script]) for script in SERVICES] == [0, 0]
 
 
 @SIGNALS
@@ -146,12 +135,7 @@ def test_a_service_at_work_finishes_its_task_and_takes_no_more(
 def test_a_service_that_is_told_twice_ends_at_once(
     run: Run, broker: Broker, channel: Channel, variant: Variant, number: signal.Signals
 ) -> None:
-    services = {
-        script: run(variant(script, at_work(script, 60))).expect_ready() for script in SERVICES
-    }
-    for script, service in services.items():
-        publish(channel, script, b"1")
-        service.expect("at work")
+    for script, service in busy_services(run, variant, channel, 60).items():
         service.process.send_signal(number)
         service.expect("To end at once press CTRL+C again")
         service.process.send_signal(number)
@@ -171,13 +155,10 @@ def test_a_service_that_has_lost_its_connection(
     busy: bool,  # noqa: FBT001
 ) -> None:
     with Network(broker.url) as network:
-        services = {
-            script: run(variant(script, at_work(script, 1)), url=network.url).expect_ready()
-            for script in SERVICES
-        }
-        for script, service in services.items() if busy else ():
-            publish(channel, script, b"1")
-            service.expect("at work")
+        if busy:
+            services = busy_services(run, variant, channel, 1, network.url)
+        else:
+            services = {s: run(s, url=network.url).expect_ready() for s in SERVICES}
         before = network.accepted
         network.mode = mode
         network.cut()
@@ -196,22 +177,13 @@ def test_a_service_that_has_lost_its_connection(
 # In a container, in a pipeline, and anywhere in pika.
 
 
-PROCESS_1 = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
-AS_PROCESS_1 = (
-    f"import os, sys; os.execvp('unshare', {[*PROCESS_1, sys.executable]} + sys.argv[1:])"
-)
-
-
-def can_be_process_1() -> bool:
-    """Return whether this machine lets us start a process in a namespace of its own."""
-    with contextlib.suppress(FileNotFoundError):
-        return not subprocess.run([*PROCESS_1, "true"], capture_output=True, check=False).returncode
-    return False
+PROCESS_1 = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", sys.executable]
+AS_PROCESS_1 = f"import os, sys; os.execvp('unshare', {PROCESS_1} + sys.argv[1:])"
 
 
 def test_as_process_1(run: Run, broker: Broker, channel: Channel, variant: Variant) -> None:
     """As a container runs a script."""
-    if not can_be_process_1():
+    if run("-c", AS_PROCESS_1, "--version").wait() != 0:
         pytest.skip("this machine starts no process in a namespace of its own")
 
     def terminate(terminal: Terminal) -> None:
@@ -293,56 +265,40 @@ def test_who_reads_the_output_goes_first(
     assert "Received '1'" not in "\n".join(run(WORKER).expect("Received '2'").out)
 
 
-def test_at_many_lines_of_a_run(broker: Broker) -> None:
-    url = broker.url
-    with broker.channel() as channel:
-        for script in SERVICES:
-            (_, code, printed) = stopped_at(channel, url, script, [10**9])[0]
-            assert code == 0
-            total = int(next(line.split()[-1] for line in printed if "acknowledged" in line))
-            assert total > 3000
-            # From when signals are handled on; and many from when the task is there.
-            lines = [*range(200, total - 400, total // 10), *range(total - 400, total + 10, 40)]
-            runs = stopped_at(channel, url, script, lines)
-            assert sum("signal" in printed[:2] for _, _, printed in runs) > 10
-            assert any("acknowledged" in "".join(printed[-2:]) for _, _, printed in runs)
+def test_at_many_lines_of_a_run(run: Run, channel: Channel) -> None:
+    for script in SERVICES:
+        (printed,) = stopped_at(run, channel, script, [10**9])
+        total = int(next(line.split()[-1] for line in printed if "acknowledged" in line))
+        assert total > 3000
+        # From when signals are handled on; and many from when the task is there.
+        lines = [*range(200, total - 400, total // 10), *range(total - 400, total + 10, 40)]
+        runs = stopped_at(run, channel, script, lines)
+        assert sum("signal" in printed[:2] for printed in runs) > 10
+        assert any("acknowledged" in "".join(printed[-2:]) for printed in runs)
 
 
-def stopped_at(
-    channel: Channel, url: str, script: str, lines: list[int]
-) -> list[tuple[int, int, list[str]]]:
+def stopped_at(run: Run, channel: Channel, script: str, lines: list[int]) -> list[list[str]]:
     """Run the service with a signal at each of these lines, and assert that nothing is lost.
 
-    Return what tests/stopped_at.py prints.
+    Return what each run printed.
     """
-    queue = "stopped_at_"
     begun = " [.] fib(1)" if script == SERVER else " [x] Received '1'"
+    queues = [f"stopped_at_{line}" for line in lines]
     try:
-        for line in lines:
-            channel.queue_declare(queue=f"{queue}{line}", durable=True)
-            for _ in range(2):
-                channel.basic_publish(exchange="", routing_key=f"{queue}{line}", body=b"1")
-        done = subprocess.run(
-            [sys.executable, "tests/stopped_at.py", script, queue, *map(str, lines)],
-            cwd=REPOSITORY,
-            env=script_environment(url),
-            stdout=subprocess.PIPE,
-            text=True,
-            timeout=120,
-            check=True,
-        )
-        runs = [json.loads(line) for line in done.stdout.splitlines()]
-        assert [line for line, _, _ in runs] == lines
-        for line, code, printed in runs:
+        for queue in queues:
+            channel.queue_declare(queue=queue, durable=True)
+            publish_tasks(channel, ["1", "1"], queue)
+        stopped = run("tests/stopped_at.py", script, *map(str, lines))
+        assert stopped.wait(120) == 0
+        runs = [json.loads(line) for line in stopped.out]
+        for queue, (code, printed) in zip(queues, runs, strict=True):
             acknowledged = sum("acknowledged" in said for said in printed)
-            left = channel.queue_declare(queue=f"{queue}{line}", passive=True).method.message_count
-            assert (code, printed.count(begun), left) == (0, acknowledged, 2 - acknowledged), (
-                line,
-                printed,
-            )
+            left = channel.queue_declare(queue=queue, passive=True).method.message_count
+            found = (code, printed.count(begun), left)
+            assert found == (0, acknowledged, 2 - acknowledged), (queue, printed)
             assert acknowledged <= 1 or "signal" not in printed
             assert not any("[!]" in said or "Traceback" in said for said in printed), printed
     finally:
-        for line in lines:
-            channel.queue_delete(queue=f"{queue}{line}")
-    return runs
+        for queue in queues:
+            channel.queue_delete(queue=queue)
+    return [printed for _, printed in runs]
