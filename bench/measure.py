@@ -23,14 +23,13 @@ from pathlib import Path
 
 import pika
 import psutil
-from pika.adapters.blocking_connection import BlockingChannel
 
 from bench.peers.rpc_client import PlainRpcClient
 from bench.results import FILE, MEASURES, Results, Sample
 from part_6.rpc_client import FibonacciRpcClient
 from recipes.rpc_client import FibonacciRpcClient as ThreadsRpcClient
 from recipes.worker import RETRY_DELAYS
-from testbed.broker import Broker, NoBrokerError, OwnBroker
+from testbed.broker import Broker, NoBrokerError, OwnBroker, ready_in
 from testbed.choice import prepare_cluster
 from testbed.programs import (
     HELLO,
@@ -157,11 +156,6 @@ def over_the_wire(broker: Broker, *all_arguments: tuple[str, ...]) -> list[float
         return [float(process.communicate(timeout=60)[0]) for process in processes]
 
 
-def waiting(channel: BlockingChannel, queue: str) -> int:
-    """Return how many messages wait in the queue."""
-    return int(channel.queue_declare(queue=queue, passive=True).method.message_count)
-
-
 def in_flight(client: FibonacciRpcClient, calls: int) -> float:
     """Return how many calls are answered in a second, all sent before the first is waited for."""
     began = time.perf_counter()
@@ -196,11 +190,11 @@ def sent_a_second(
     with broker.channel() as channel, Programs(broker) as programs:
         channel.queue_declare(queue=TASK_QUEUE, durable=True, arguments=arguments)
         programs.start(*command)
-        begin = wait_until(lambda: waiting(channel, TASK_QUEUE), "the first message")
+        begin = wait_until(lambda: ready_in(channel, TASK_QUEUE), "the first message")
         began = time.perf_counter()
         time.sleep(seconds)  # which is what is measured
         # A busy machine may have let nothing come meanwhile.
-        sent = wait_until(lambda: waiting(channel, TASK_QUEUE) - begin, "more messages")
+        sent = wait_until(lambda: ready_in(channel, TASK_QUEUE) - begin, "more messages")
         took = time.perf_counter() - began
     broker.clean()
     return sent / took
@@ -211,7 +205,7 @@ def done_a_second(broker: Broker, tasks: int, *command: str) -> float:
     with broker.channel() as channel:
         channel.queue_declare(queue=TASK_QUEUE, durable=True)
         publish_tasks(channel, ["0"] * tasks)  # no dot, and for the recipe, no second
-        wait_until(lambda: waiting(channel, TASK_QUEUE) == tasks, "all tasks to be there")
+        wait_until(lambda: ready_in(channel, TASK_QUEUE) == tasks, "all tasks to be there")
     with logged(broker, *command) as printed:
         begin, began = printed("Done"), time.perf_counter()
         wait_until(lambda: printed("Done") > 0.8 * tasks, "the tasks", seconds=60, pause=0.002)
@@ -248,12 +242,12 @@ def connections(bench: Bench) -> Iterator[Sample]:
     yield Sample("connections", "a connection a message", a_connection)
     messages = bench.size.of(4000)
     with bench.broker.channel() as channel:
-        expected = waiting(channel, HELLO) + messages
+        expected = ready_in(channel, HELLO) + messages
         began = time.perf_counter()
         for _ in range(messages):
             channel.basic_publish(exchange="", routing_key=HELLO, body=b"A message")
         # A queue answers this before the last messages, if it is asked soon enough.
-        wait_until(lambda: waiting(channel, HELLO) == expected, "the last message", pause=0)
+        wait_until(lambda: ready_in(channel, HELLO) == expected, "the last message", pause=0)
         for_all = messages / (time.perf_counter() - began)
     yield Sample("connections", "one channel for all", for_all)
 

@@ -24,6 +24,11 @@ OF_RECIPES = ("jobs", "jobs.failed", *(f"jobs.retry.{delay}s" for delay in (1, 2
 NO_CONNECTION = (AMQPConnectionError, AMQPConnectorException, OSError)
 
 
+def ready_in(channel: BlockingChannel, queue: str) -> int:
+    """Return how many messages of the queue wait for a consumer, as of now."""
+    return int(channel.queue_declare(queue=queue, passive=True).method.message_count)
+
+
 class NoBrokerError(Exception):
     """No broker of the kind asked for can be had. The text is one line that says why."""
 
@@ -67,6 +72,11 @@ class Broker:
         """The version that the broker states when a client connects, such as "3.13.7"."""
         return self.stated("version")
 
+    @property
+    def release(self) -> tuple[int, ...]:
+        """The major and the minor number of its version."""
+        return tuple(int(number) for number in self.version.split(".")[:2])
+
     def stated(self, name: str) -> str:
         """Return what else it states, such as "Erlang/OTP 26.2.5" for its "platform"."""
         with pika.BlockingConnection(pika.URLParameters(self.url)) as connection:
@@ -76,11 +86,13 @@ class Broker:
     def ready(self, queue: str) -> int:
         """Return how many messages of the queue wait for a consumer, as of now."""
         with self.channel() as channel:
-            return int(channel.queue_declare(queue=queue, passive=True).method.message_count)
+            return ready_in(channel, queue)
 
     def wait_for_ready(self, queue: str, number: int) -> None:
         """Wait until so many messages of the queue wait for a consumer."""
-        wait_until(lambda: self.ready(queue) == number, f"{number} messages ready in {queue}")
+        what = f"{number} messages ready in {queue}"
+        with self.channel() as channel:
+            wait_until(lambda: ready_in(channel, queue) == number, what)
 
     def consumers(self, queue: str) -> int:
         """Return how many consumers the queue has, as of now."""

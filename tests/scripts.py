@@ -1,6 +1,5 @@
 """The twelve scripts: what each of them is, how to call it, and how to reach it."""
 
-import ast
 import re
 from pathlib import Path
 
@@ -169,13 +168,8 @@ for kind in (BlockingConnection, BlockingChannel):
 
 def beginning(script: str, function: str, statement: str) -> tuple[str, str]:
     """Return for a `variant` what makes a function of the script begin with that statement."""
-    functions = [
-        node for node in ast.parse(SOURCES[script]).body if isinstance(node, ast.FunctionDef)
-    ]
-    (found,) = (node for node in functions if node.name == function)
-    documented = found.body[0]
-    lines = SOURCES[script].splitlines(keepends=True)
-    head = "".join(lines[found.lineno - 1 : documented.end_lineno])
+    definition = rf'^def {function}\(.*?:\n    """.*?"""\n'
+    (head,) = re.findall(definition, SOURCES[script], re.MULTILINE | re.DOTALL)
     return head, f"{head}    {statement}\n"
 
 

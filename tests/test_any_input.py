@@ -25,7 +25,7 @@ from testbed.broker import Broker
 from testbed.programs import CLIENT, SERVER
 from testbed.terminal import REPOSITORY
 from tests.conftest import Run
-from tests.scripts import SCRIPTS, WITH_KEY, command
+from tests.scripts import SCRIPTS, WITH_KEY, command, fails_with_one_line
 from tools.faults import fibonacci
 
 # The same examples in each run, and as much time for each as a busy machine takes.
@@ -160,6 +160,12 @@ NO_ADDRESSES = (
 def test_no_script_takes_what_is_no_address() -> None:
     for script, url in product(SCRIPTS, NO_ADDRESSES):
         assert run_in_process(*command(script), url=url) == (NO_ADDRESS, "", ""), (script, url)
+
+
+def test_a_wrong_address_ends_a_script_in_one_line(run: Run) -> None:
+    sender = run("part_1/sender.py", url="localhost")
+    fails_with_one_line(sender)
+    assert (sender.out, sender.error) == ([], [NO_ADDRESS])
 
 
 TIMEOUTS = st.floats().map(str) | st.text(max_size=5)

@@ -23,11 +23,6 @@ from tests.test_part_2 import WORK, received, send
 NUMBERS_ONLY = (WORK, "    int(task)")
 
 
-def version_of(broker: Broker) -> tuple[int, ...]:
-    """Return the major and the minor number of the broker's version."""
-    return tuple(int(number) for number in broker.version.split(".")[:2])
-
-
 @pytest.mark.claim("beyond-own-user")
 def test_a_user_and_a_virtual_host_of_its_own(run: Run, own_broker: OwnBroker) -> None:
     commands = [shlex.split(line)[1:] for line in page_commands("rabbitmqctl", "tutorial")]
@@ -135,7 +130,7 @@ def test_a_rejected_task_is_discarded_or_kept_in_a_queue_for_it(
 @pytest.fixture
 def impatient_broker(own_broker: OwnBroker) -> Iterator[OwnBroker]:
     """A broker that closes a channel whose delivery is unacknowledged for half a second."""
-    if version_of(own_broker) >= (4, 3):
+    if own_broker.release >= (4, 3):
         pytest.skip("holds for quorum queues only, from 4.3 on")
     set_limits = (
         "application:set_env(rabbit, consumer_timeout, {}),"
@@ -178,7 +173,7 @@ def test_hello_may_be_transient_until_4_3_and_durable_in_any_version(
 
     # A run's own broker permits it in any version.
     sender = run("part_1/sender.py")
-    if isinstance(broker, OwnBroker) or version_of(broker) < (4, 3):
+    if isinstance(broker, OwnBroker) or broker.release < (4, 3):
         assert sender.wait() == 0
     else:
         fails_with_one_line(sender, "transient_nonexcl_queues")
@@ -207,7 +202,7 @@ def test_a_quorum_queue_gives_a_message_up_from_4_0_on(broker: Broker, channel: 
 
     for _ in range(25):
         wait_until(taken_or_given_up, "the message to come again")
-    assert given_up() == (version_of(broker) >= (4, 0))
+    assert given_up() == (broker.release >= (4, 0))
 
 
 @pytest.mark.claim("beyond-message-size")
