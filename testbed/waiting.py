@@ -12,7 +12,7 @@ PATIENCE = float(os.environ.get("TESTBED_PATIENCE", "60"))
 
 
 def wait_until(
-    condition: Callable[[], T], what: str, seconds: float = PATIENCE, pause: float = 0.02
+    condition: Callable[[], T | None], what: str, seconds: float = PATIENCE, pause: float = 0.02
 ) -> T:
     """Return the first true result of `condition`, which is asked again after each pause.
 

@@ -105,9 +105,7 @@ def take(channel: Channel, queue: str, *, auto_ack: bool = True) -> tuple[BasicP
         _, properties, body = channel.basic_get(queue=queue, auto_ack=auto_ack)
         return None if properties is None or body is None else (properties, body)
 
-    message = wait_until(get, f"a message in {queue}")
-    assert message
-    return message
+    return wait_until(get, f"a message in {queue}")
 
 
 def take_request(channel: Channel, *, auto_ack: bool = True) -> BasicProperties:

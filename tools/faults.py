@@ -507,9 +507,7 @@ class Trial:
                 )
             return next((each for each in consumers if self._busy(script, each)), None)
 
-        found = wait_until(busy, f"a busy {script}", seconds=120)
-        assert found
-        return found
+        return wait_until(busy, f"a busy {script}", seconds=120)
 
     def _busy(self, script: str, consumer: Terminal) -> bool:
         if script == WORKER:  # with a task that takes a second
