@@ -31,7 +31,7 @@ bench: ## what each choice costs, in tables and pictures; QUICK=1 is coarser, RE
 	@$(if $(QUICK)$(RESULTS),,./setup.sh cluster || true)
 	@.venv/bin/python -m bench.measure $(if $(QUICK),--quick) $(if $(RESULTS),--results=$(RESULTS)) $(ARGS)
 
-faults: setup ## tasks and calls, while all that can be killed is killed; make faults SEED=17 does it again
+faults: setup ## tasks and calls, while workers, servers and RabbitMQ are killed; make faults SEED=17 does it again
 	@.venv/bin/python -m tools.faults $(if $(SEED),--seed=$(SEED)) $(ARGS)
 
 load: setup ## two hundred workers and receivers, ten thousand messages: none is lost, or kept in memory

@@ -24,7 +24,7 @@ def prepare(kind: str) -> Broker:
         kind: "url" is the broker that RABBITMQ_URL names, "docker" a container of the image
             RABBITMQ_IMAGE (default: rabbitmq:3.13-management), and "local" a private node of an
             installed RabbitMQ, whose server RABBITMQ_SERVER may name. "auto" takes the first of
-            these that can be had.
+            these if RABBITMQ_URL is set, and otherwise the first of the others that can be had.
 
     Raises:
         NoBrokerError: There is none.

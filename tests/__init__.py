@@ -1,1 +1,1 @@
-"""The proofs: each statement of the README on a real broker."""
+"""The proofs: each statement of the pages on a real broker."""

@@ -25,7 +25,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Add --broker and --cluster."""
     which = (
         "the tests' broker: the one that RABBITMQ_URL names, a container of RABBITMQ_IMAGE, or a"
-        " private node of the installed RabbitMQ; auto takes the first that can be had"
+        " private node of the installed RabbitMQ; auto takes the first that is named or can be had"
     )
     parser.addoption("--broker", choices=KINDS, default="auto", help=which)
     whole = "run the tests that are marked `cluster`, and no others, on three nodes in a cluster"

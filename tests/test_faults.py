@@ -78,8 +78,8 @@ ANSWERED = Ended((CLIENT, "--timeout", "10", "30", "5"), 0, ANSWERS)
 DROPPED = replace(worker("1"), out=worker("1").out[:-1])
 
 
-# One task was sent and done, a second was done twice, a third is in doubt and has arrived, and so
-# is a fourth that has not.
+# Task 1 was sent and done; 2 was done twice. The senders of 3 and 4 lost their connection: 3 has
+# arrived all the same, and was sent once more as "3 again"; 4 has not.
 RIGHT = Report(
     asked=4,
     jobs=[

@@ -37,7 +37,8 @@ def test_each_statement_has_its_proof_and_each_proof_its_statement() -> None:
     proved = [claim for mark in marks for claim in re.findall(r'"([\w-]+)"', mark)]
     assert told
     assert len(told) == len(set(told))
-    assert set(told) == set(proved)
+    assert set(told) - set(proved) == set(), "told on a page, and proved by no test"
+    assert set(proved) - set(told) == set(), "proved by a test, and told on no page"
 
 
 @pytest.mark.parametrize("page", PAGES)

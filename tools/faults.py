@@ -6,10 +6,10 @@
 Five hundred tasks go by part_2/new_task.py to four workers, and two thousand calls by
 part_6/rpc_client.py to two servers. Some of them are killed, and some are told to stop by SIGTERM.
 Whoever is gone is replaced, and what fails is tried again, as a person would. In the end each task
-that was reported as sent was done, no task was done that nobody had sent, no task that a worker was
-told to stop in was done twice, no call got a wrong answer, nothing failed but where the broker
-went, and that was said in one clear line, the queues are empty, and no process is left. Otherwise
-the run says what is wrong, and exits with 1. Meanwhile the recipes are at work, too: see `Recipes`.
+that was reported as sent was done, no task was done that nobody had sent, no task that a worker
+finished when it was told to stop came again (unless RabbitMQ was killed), no call got a wrong
+answer, nothing failed but where the broker went, and that was said in one clear line, the queues
+are empty, and no process is left. Otherwise the run says what is wrong, and exits with 1. Meanwhile the recipes are at work, too: see `Recipes`.
 
 The seed decides what is done and when, counted in jobs that are through, and not what the machine
 makes of it: who was busy with what differs from run to run.
@@ -112,7 +112,7 @@ class Fault:
 def plan(size: Size, seed: int) -> tuple[list[Command], list[Fault]]:
     """Return what a seed makes of a size: the jobs in their order, and the faults in theirs."""
     chance = random.Random(seed)  # noqa: S311 - it is to be predictable
-    # Every third task takes a second, so that there are busy workers all the time.
+    # About every third task takes a second, so that there are busy workers all the time.
     jobs: list[Command] = [
         (NEW_TASK, f"task {n}{chance.choice(('', '', '.'))}") for n in range(size.tasks)
     ]
@@ -199,6 +199,7 @@ def wrong_with_consumer(ended: Ended) -> Iterator[str]:
         # What it had begun before it lost a connection came again, to itself or to another.
         on_last_connection = "\n".join(ended.out).rpartition(WAITING)[2]
         dropped = on_last_connection.count(RECEIVED) > on_last_connection.count(DONE)
+        # If it says nothing and stops in a task, it has dropped that, too.
         last = ended.error[-1] if ended.error else FINISHING
         if ended.told and dropped and last.startswith(FINISHING):  # and not: Connection lost
             yield f"{ended.command[0]} was told to stop, and dropped its task: {ended.out[-2:]}"
@@ -214,15 +215,16 @@ def stopped_in(
         kills: When RabbitMQ was killed, which may make it forget an acknowledgement.
     """
     came_again = {}
-    for told, worker, line in printed:
-        if FINISHING not in line:
+    for moment, worker, text in printed:
+        if FINISHING not in text:
             continue
         own = [(when, line) for when, who, line in printed if who is worker]
-        if any(DONE in line for when, line in own if when > told):
-            begun, task = [(when, line) for when, line in own if line.startswith(RECEIVED)][-1]
+        if any(DONE in line for when, line in own if when > moment):
+            # A worker that was told to stop begins no other task.
+            begun, received = [(when, line) for when, line in own if line.startswith(RECEIVED)][-1]
             until = min((kill for kill in kills if kill > begun), default=math.inf)
-            came_again[task.removeprefix(RECEIVED)] = sum(
-                line == task for when, _, line in printed if begun < when < until
+            came_again[received.removeprefix(RECEIVED)] = sum(
+                line == received for when, _, line in printed if begun < when < until
             )
     return came_again
 
@@ -247,12 +249,12 @@ class Report:
             yield from wrong_with_job(job)
         for consumer in self.consumers:
             yield from wrong_with_consumer(consumer)
-        asked = {job.task for job in self.jobs if job.command[0] == NEW_TASK}
+        known = {job.task for job in self.jobs if job.command[0] == NEW_TASK}
         done = {task for consumer in self.consumers for task in consumer.done}
         for task in sorted(self._sent() - done):
             begun = sum(f"{RECEIVED}{task}" in worker.out for worker in self.consumers)
             yield f"lost: {task} was sent, begun by {begun} workers, and done by none"
-        for task in sorted(done - asked):
+        for task in sorted(done - known):
             yield f"never asked for: {task} was done, and nobody had sent it"
         for task, times in self.stopped_in.items():
             if times:
@@ -318,9 +320,10 @@ class Recipes:
         self._client = FibonacciRpcClient(parameters)
         self._jobs: list[Future[None]] = []
         self._right, self._lost, self._wrong = 0, 0, list[str]()
+        #: All that were started. The last two run.
         self._workers: list[Terminal] = []
         self._start_workers(2)
-        self._end = threading.Event()  # once it is set, no more is begun
+        self._stopped = threading.Event()  # once it is set, no more is begun
         pool = ThreadPoolExecutor(2)
         self._loops = [pool.submit(self._repeat, each) for each in (self._publish, self._call)]
         pool.shutdown(wait=False)
@@ -336,7 +339,7 @@ class Recipes:
 
     def stop(self) -> None:
         """Have no more begun."""
-        self._end.set()
+        self._stopped.set()
 
     def finish(self) -> list[str]:
         """Wait until what was confirmed is done, and end the workers; return what is wrong."""
@@ -359,7 +362,7 @@ class Recipes:
         return self._wrong
 
     def _repeat(self, step: Callable[[], None]) -> None:
-        while not self._end.wait(0.05):
+        while not self._stopped.wait(0.05):
             step()
 
     def _publish(self) -> None:
