@@ -9,7 +9,8 @@ Whoever is gone is replaced, and what fails is tried again, as a person would. I
 that was reported as sent was done, no task was done that nobody had sent, no task that a worker
 finished when it was told to stop came again (unless RabbitMQ was killed), no call got a wrong
 answer, nothing failed but where the broker went, and that was said in one clear line, the queues
-are empty, and no process is left. Otherwise the run says what is wrong, and exits with 1. Meanwhile the recipes are at work, too: see `Recipes`.
+are empty, and no process is left. Otherwise the run says what is wrong, and exits with 1.
+Meanwhile the recipes are at work, too: see `Recipes`.
 
 The seed decides what is done and when, counted in jobs that are through, and not what the machine
 makes of it: who was busy with what differs from run to run.
