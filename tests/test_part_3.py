@@ -125,6 +125,7 @@ def test_an_exclusive_queue_is_its_connections_own(broker: Broker, channel: Chan
         channel.queue_declare(queue=queue, passive=True)
 
 
+@pytest.mark.timeout(60)  # it waits for as long as there is no message
 def test_the_ready_line_is_true(
     broker: Broker, channel: Channel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -87,6 +87,8 @@ def judge(tree: Path, broker: str, tests: Iterable[str]) -> Verdict:
     # On a busy machine a test may fail for lack of time, or catch by luck: it has to fail twice.
     # With -vv the summary says why it failed in full.
     options = "-x -rf -vv --reruns=1 -p pytest_rerunfailures -p tools.mutants_plugin"
+    # By default the second time has no limit, and what hangs would hang for ever.
+    options += " -o timeout_func_only=true"
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options.split(), f"--broker={broker}", *tests],
         cwd=tree,
