@@ -115,7 +115,3 @@ def _rounded(value: float) -> str:
     # A first digit of 1 says little, so that a third one is kept behind it.
     rounded = float(f"{value:.{3 if f'{value:e}'[0] == '1' else 2}g}")
     return f"{rounded:,.{0 if rounded >= 10 else 1 if rounded >= 2 else 2}f}"
-
-
-def _fence(language: str, text: str) -> str:
-    return f"```{language}\n{text}\n```\n"
