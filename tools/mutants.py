@@ -30,8 +30,8 @@ from testbed.choice import KINDS
 from testbed.running import interruptible, parser_with_broker
 from testbed.terminal import REPOSITORY, replaced
 
-# The files of the tests that hold for several scripts.
-OF_ALL_SCRIPTS = ["test_scripts", "test_stopping", "test_any_input"]
+# The files of the tests that hold for several scripts, the quickest first.
+OF_ALL_SCRIPTS = ["test_any_input", "test_scripts", "test_stopping"]
 
 # Suites mostly wait, and have a broker each, so that two at a time do not disturb each other.
 AT_A_TIME = 2
