@@ -80,7 +80,7 @@ class Node(OwnBroker):
         (home / "conf.d" / "cluster.conf").write_text(settings)
         (home / ".erlang.cookie").write_text(cookie)
         (home / ".erlang.cookie").chmod(0o400)
-        self._environment["ERL_EPMD_PORT"] = str(epmd_port)
+        self._environment["ERL_EPMD_PORT"] = str(epmd_port)  # the executor has this same dict
 
     def start(self) -> None:
         """Start the node, unless it is running.
